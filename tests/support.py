@@ -1,0 +1,76 @@
+"""What the tests share: the methods in small, data, and how to look at a signature."""
+
+import inspect
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+import tsllm_estimators
+from tsllm_estimators.networks import NETWORKS, network_class
+
+
+@dataclass(frozen=True)
+class Method:
+    """The three classes of a method, and the settings that make it small."""
+
+    name: str
+    network: type
+    model: type
+    forecaster: type
+
+    def small(self, **changes):
+        """Return settings of the network that both faces take, small enough for a test."""
+        settings = {"backbone": "tiny", "d_ff": 16}
+        known = self.network.Config.defaults()
+        return {k: v for k, v in {**settings, **changes}.items() if k in known or k in changes}
+
+    def darts(self, context=12, horizon=6, **changes):
+        """Return a small darts model."""
+        trainer = {"accelerator": "cpu", **changes.pop("pl_trainer_kwargs", {})}
+        host = {"n_epochs": 2, "random_state": 0, "pl_trainer_kwargs": trainer}
+        return self.model(context, horizon, **self.small(**{**host, **changes}))
+
+    def sktime(self, **changes):
+        """Return a small sktime forecaster."""
+        host = {"max_steps": 4, "random_state": 0, "device": "cpu"}
+        return self.forecaster(**self.small(**{**host, **changes}))
+
+
+def _methods():
+    forecasters = {
+        cls._model_class().method: cls for cls in tsllm_estimators.all_estimators("sktime").values()
+    }
+    models = {cls.method: cls for cls in tsllm_estimators.all_estimators("darts").values()}
+    return [Method(n, network_class(n), models[n], forecasters[n]) for n in NETWORKS]
+
+
+METHODS = _methods()
+
+
+def sine(n=120, columns=1, period=12.0, seed=0):
+    """Return noisy sines, shape (n, columns), float32."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(n)[:, np.newaxis]
+    values = np.sin(2 * np.pi * (time / period + np.arange(columns) / 7))
+    return (values + 0.05 * rng.standard_normal(values.shape)).astype(np.float32)
+
+
+def monthly(n=60, columns=1, seed=0):
+    """Return noisy sines as a frame with a monthly period index."""
+    index = pd.period_range("2000-01", periods=n, freq="M")
+    names = [f"v{i}" for i in range(columns)]
+    return pd.DataFrame(sine(n, columns, seed=seed).astype(float), index=index, columns=names)
+
+
+def darts_series(values):
+    """Return values as a darts series without a calendar."""
+    from darts import TimeSeries
+
+    return TimeSeries.from_values(np.asarray(values, dtype=np.float32))
+
+
+def signature(cls):
+    """Return the defaults of a constructor's arguments, by name."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "self" and p.kind != p.VAR_KEYWORD}

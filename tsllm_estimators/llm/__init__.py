@@ -1,0 +1,1 @@
+"""Floor 1: language models. Knows transformers, nothing of time series."""

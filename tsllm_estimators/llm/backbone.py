@@ -1,0 +1,292 @@
+"""Layers of a language model: what is frozen, what trains, what is shared and what is saved.
+
+A backbone is the stack of Transformer layers of a Hugging Face text model, fed with vectors
+(``inputs_embeds``) in place of words. Two rules keep many estimators cheap and apart:
+
+* frozen tensors share the storage of the process's one pristine copy;
+* every tensor that may train is a copy of its own, and only those are in a ``state_dict``: the
+  rest is rebuilt from the model's name and compared with a fingerprint.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from tsllm_estimators._validate import check_choice, check_integer
+from tsllm_estimators.llm.pristine import DEFAULT_BACKBONE, Pristine, Request, pristine, source_of
+from tsllm_estimators.llm.stand_ins import STAND_INS
+
+__all__ = ["DEFAULT_BACKBONE", "Backbone", "load_backbone", "plain_adapter"]
+
+# Query, key and value maps of the attention, under the names that text models give them.
+_ATTENTION_PROJECTIONS = frozenset(
+    "c_attn query key value q_proj k_proj v_proj qkv_proj query_key_value Wqkv "
+    "q_lin k_lin v_lin".split()
+)
+
+
+def load_backbone(
+    backbone: str,
+    *,
+    layers: int | None = None,
+    default_layers: int | None = None,
+    weights: str = "pretrained",
+    causal: bool | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> "Backbone":
+    """Return the first layers of a language model, frozen.
+
+    Parameters
+    ----------
+    backbone : str
+        A Hugging Face id, a local directory, ``"tiny"`` or one of ``STAND_INS``.
+    layers : int, optional
+        Keep this many of its first layers.
+    default_layers : int, optional
+        As ``layers``, when that is None and the model has more.
+    weights : {"pretrained", "random"}
+        Random weights are drawn anew from the model's config, with ``kwargs["seed"]`` (0).
+    causal : bool, optional
+        Override the direction of attention; None keeps the model's own.
+    kwargs : mapping, optional
+        Further arguments of ``AutoModel.from_pretrained``: ``revision``, ``dtype``,
+        ``quantization_config``, ``attn_implementation``, ``local_files_only``... For a stand-in
+        ``hidden_size`` (384) and ``num_attention_heads`` (12).
+
+    Raises
+    ------
+    OSError
+        If the model cannot be had; the message names the ways out.
+    ValueError
+        If an argument does not fit the model.
+    """
+    check_choice("backbone_weights", weights, ("pretrained", "random"))
+    check_integer("backbone_layers", layers, 1, optional=True)
+    request = Request(
+        backbone, layers, default_layers, weights, causal, dict(kwargs or {}), source_of(backbone)
+    )
+    return Backbone(pristine(request))
+
+
+class Backbone(nn.Module):
+    """Transformer layers that map token vectors to token vectors.
+
+    Made by :func:`load_backbone`. Until :meth:`prepare` is called everything is frozen.
+
+    Attributes
+    ----------
+    width : int
+        Width d of the token vectors.
+    n_heads : int
+        Attention heads of the model's own layers.
+    n_levels : int
+        Hidden states that ``forward(..., levels=True)`` returns: layers + 1.
+    word_embeddings : Tensor or None
+        The frozen word embeddings, shape (V, d); None after :meth:`release_word_embeddings`.
+    """
+
+    def __init__(self, source: Pristine) -> None:
+        super().__init__()
+        self.name = source.name
+        self.width = source.width
+        self.n_heads = source.n_heads
+        self.n_levels = source.n_levels
+        self.is_stand_in = source.name in STAND_INS
+        self.word_embeddings: Tensor | None = source.word_embeddings
+        self.model = _share(source.model)
+        self._fingerprint = source.fingerprint
+        self._frozen: frozenset[str] = frozenset()
+        self._register_frozen()
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_pre_hook(_fill_frozen)
+
+    def prepare(
+        self,
+        n_tokens: int,
+        *,
+        adapter: Any = None,
+        layer_norms: bool = False,
+        position_embeddings: bool = False,
+        stand_in: bool = True,
+    ) -> "Backbone":
+        """Choose what trains, for sequences of ``n_tokens`` tokens; returns itself.
+
+        Parameters
+        ----------
+        n_tokens : int
+            Length of the token sequence; learned positions beyond it are dropped.
+        adapter : "full", PEFT config, dict or None
+            ``"full"`` trains every weight; a PEFT config (or its ``to_dict()``) is injected; None
+            leaves the weights as they are.
+        layer_norms, position_embeddings : bool
+            Train these parts of the model itself as well.
+        stand_in : bool
+            Whether a stand-in for the language model trains (it has no pretrained weights that
+            an adapter could adapt).
+
+        Raises
+        ------
+        ValueError
+            If the model cannot take ``n_tokens`` tokens, or nothing in it fits the adapter.
+        """
+        positions = self._limit_positions(n_tokens)
+        if self.is_stand_in:
+            self.model.requires_grad_(stand_in)
+        elif adapter == "full":
+            self.model.requires_grad_(True)
+        elif adapter is not None:
+            _inject(self.model, adapter)
+        for module in self.model.modules():
+            if layer_norms and _is_layer_norm(module):
+                module.requires_grad_(True)
+        for module in positions:
+            if position_embeddings:
+                module.requires_grad_(True)
+        self.model.get_input_embeddings().requires_grad_(False)  # a place holder, see _load
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.clone()
+        self._register_frozen()
+        return self
+
+    def forward(self, tokens: Tensor, levels: bool = False) -> Tensor | tuple[Tensor, ...]:
+        """Return the last hidden state of ``tokens`` (b, s, d), or with ``levels`` all of them.
+
+        Levels are the states after the embedding and after each layer, the last one as the model
+        returns it (decoders apply their final norm to it).
+        """
+        own = next(self.model.parameters(), tokens).dtype
+        output = self.model(inputs_embeds=tokens.to(own), output_hidden_states=levels)
+        if levels:
+            return tuple(state.to(tokens.dtype) for state in output.hidden_states)
+        return output.last_hidden_state.to(tokens.dtype)
+
+    def release_word_embeddings(self) -> None:
+        """Forget the word embeddings, once what needs them is derived."""
+        self.word_embeddings = None
+
+    def freeze_pristine(self) -> None:
+        """Freeze what :meth:`prepare` left frozen, whatever was done to it since."""
+        for name, parameter in self.named_parameters():
+            if name in self._frozen:
+                parameter.requires_grad_(False)
+
+    def get_extra_state(self) -> dict[str, str]:
+        """Return what tells whether rebuilt weights are the ones that were used."""
+        return {"name": self.name, "fingerprint": self._fingerprint}
+
+    def set_extra_state(self, state: Mapping[str, str]) -> None:
+        """Refuse trained weights that belong to another language model."""
+        if state["fingerprint"] != self._fingerprint:
+            raise ValueError(
+                f"backbone: the saved weights were trained on {state['name']!r} (fingerprint "
+                f"{state['fingerprint'][:12]}), found {self.name!r} (fingerprint "
+                f"{self._fingerprint[:12]}). Load them with the same backbone, "
+                "backbone_layers, backbone_weights and backbone_kwargs."
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Backbone":
+        duplicate = self.__class__.__new__(self.__class__)
+        memo[id(self)] = duplicate
+        for name, parameter in self.named_parameters():
+            if name in self._frozen:
+                memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
+        duplicate.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return duplicate
+
+    def _register_frozen(self) -> None:
+        trains = {name for name, p in self.named_parameters() if p.requires_grad}
+        tensors = [*self.named_parameters(), *self.named_buffers()]
+        self._frozen = frozenset(name for name, _ in tensors if name not in trains)
+
+    def _limit_positions(self, n_tokens: int) -> list[nn.Embedding]:
+        """Cut learned position embeddings to ``n_tokens`` and return them."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        positions = [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Embedding)
+            and module.num_embeddings == limit
+            and ("position" in name or name.split(".")[-1] == "wpe")
+        ]
+        for module in positions:
+            if n_tokens > module.num_embeddings:
+                raise ValueError(
+                    f"backbone {self.name!r} takes at most {module.num_embeddings} tokens, found "
+                    f"{n_tokens} (one per variate and covariate). Choose a backbone without "
+                    "learned positions (Llama- or Qwen-like), or forecast fewer series at once."
+                )
+            module.weight = nn.Parameter(module.weight.data[:n_tokens], requires_grad=False)
+            module.num_embeddings = n_tokens
+        return positions
+
+
+def _share(model: nn.Module) -> nn.Module:
+    """Copy a module; its parameters are new objects on the same storage."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def _drop_frozen(module: Any, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in module._frozen:
+        state_dict.pop(prefix + name, None)
+
+
+def _fill_frozen(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in module._frozen and not _is_non_persistent(module, name):
+            state_dict.setdefault(prefix + name, tensor)
+
+
+def _is_non_persistent(module: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    return leaf in module.get_submodule(path)._non_persistent_buffers_set
+
+
+def _is_layer_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+
+
+def plain_adapter(adapter: Any) -> Any:
+    """Return a PEFT config as a dict of what differs from its defaults; anything else as it is.
+
+    Only plain values travel into checkpoints and saved models.
+    """
+    if adapter is None or isinstance(adapter, str | Mapping):
+        return adapter
+    from peft import PeftConfig
+
+    if not isinstance(adapter, PeftConfig):
+        raise TypeError(
+            "adapter must be 'lora', 'full', None, a PEFT config or its to_dict(), found "
+            f"{adapter!r}."
+        )
+    settings, defaults = adapter.to_dict(), type(adapter)().to_dict()
+    changed = {k: v for k, v in settings.items() if v != defaults.get(k)}
+    return {
+        "peft_type": adapter.peft_type.value,
+        **{k: sorted(v) if isinstance(v, set) else v for k, v in changed.items()},
+    }
+
+
+def _inject(model: nn.Module, adapter: Any) -> None:
+    from peft import PeftConfig, inject_adapter_in_model
+
+    adapter = PeftConfig.from_peft_type(**plain_adapter(adapter))
+    if hasattr(adapter, "target_modules") and adapter.target_modules is None:
+        names = {name.split(".")[-1] for name, _ in model.named_modules()}
+        adapter.target_modules = sorted(names & _ATTENTION_PROJECTIONS)
+        if not adapter.target_modules:
+            raise ValueError(
+                f"adapter: no attention projection known in {type(model).__name__}; pass a PEFT "
+                "config with target_modules, for instance LoraConfig(target_modules=[...])."
+            )
+    with warnings.catch_warnings():
+        # PEFT sets fan_in_fan_out for GPT-2's Conv1D by itself and warns that it did.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        inject_adapter_in_model(adapter, model)
