@@ -71,7 +71,10 @@ def test_any_local_model_gives_one_state_per_level(language_models, name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_cut_keeps_the_first_layers(language_models, name):
-    whole, cut = load_backbone(language_models[name]), load_backbone(language_models[name], layers=2)
+    whole, cut = (
+        load_backbone(language_models[name]),
+        load_backbone(language_models[name], layers=2),
+    )
     x = tokens(whole)
     assert cut.n_levels == 3
     torch.testing.assert_close(cut(x, levels=True)[1], whole(x, levels=True)[1])

@@ -85,7 +85,9 @@ def test_what_trains_is_what_the_paper_trains():
 )
 def test_trainable_parts_are_switches(settings, expected):
     names = trainable(build(**settings), "time_branch.")
-    assert {part for part in ("LayerNorm", "position_embeddings") if any(part in n for n in names)} == expected
+    assert {
+        part for part in ("LayerNorm", "position_embeddings") if any(part in n for n in names)
+    } == expected
     assert not any("lora_" in n for n in names)
 
 

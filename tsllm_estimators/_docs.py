@@ -42,7 +42,7 @@ def document_parameters(*sources: type) -> Callable[[_Class], _Class]:
         known: dict[str, str] = {}
         for source in sources:
             known = {**parameter_docs(source), **known}
-        accepted = inspect.signature(cls.__init__).parameters.values()
+        accepted = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
         names = [p.name for p in accepted if p.name != "self" and p.kind != p.VAR_KEYWORD]
         names += ["**kwargs"] if any(p.kind == p.VAR_KEYWORD for p in accepted) else []
         missing = [name for name in names if name not in known]

@@ -22,10 +22,10 @@ from tsllm_estimators.llm.stand_ins import STAND_INS
 __all__ = ["DEFAULT_BACKBONE", "Backbone", "load_backbone", "plain_adapter"]
 
 # Query, key and value maps of the attention, under the names that text models give them.
-_ATTENTION_PROJECTIONS = frozenset(
-    "c_attn query key value q_proj k_proj v_proj qkv_proj query_key_value Wqkv "
-    "q_lin k_lin v_lin".split()
-)
+_ATTENTION_PROJECTIONS = {
+    *("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin"),
+    *("c_attn", "qkv_proj", "query_key_value", "Wqkv"),  # fused
+}
 
 
 def load_backbone(
@@ -145,7 +145,8 @@ class Backbone(nn.Module):
         for module in positions:
             if position_embeddings:
                 module.requires_grad_(True)
-        self.model.get_input_embeddings().requires_grad_(False)  # a place holder, see _load
+        words = self.model.get_input_embeddings()  # type: ignore[operator]
+        words.requires_grad_(False)  # a place holder
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.clone()

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: packages, directories, the hub, a seed; once per process."""
+"""Where a backbone's weights come from, once per process: package, directory, hub or seed."""
 
 import contextlib
 import copy
@@ -32,6 +32,8 @@ _TINY = Path(__file__).parent / "tiny"
 
 @dataclass(frozen=True)
 class Request:
+    """What was asked for: the arguments of ``load_backbone`` and where the files are."""
+
     backbone: str
     layers: int | None
     default_layers: int | None
@@ -42,6 +44,7 @@ class Request:
 
     @property
     def key(self) -> str:
+        """Key of the cache: two requests with the same key get the same weights."""
         files = []
         if Path(self.source).is_dir():  # a directory may be rewritten while we run
             stats = [(f.name, f.stat()) for f in sorted(Path(self.source).iterdir())]
@@ -51,6 +54,8 @@ class Request:
 
 @dataclass
 class Pristine:
+    """A frozen model, its word embeddings apart, and what methods read of it."""
+
     name: str
     model: nn.Module
     word_embeddings: Tensor
@@ -61,6 +66,7 @@ class Pristine:
 
     @property
     def n_bytes(self) -> int:
+        """Bytes that the weights take."""
         tensors = [*self.model.parameters(), *self.model.buffers(), self.word_embeddings]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -71,6 +77,7 @@ _verified: set[str] = set()
 
 
 def pristine(request: Request) -> Pristine:
+    """Return the weights of a request, loaded at most once while they stay in the cache."""
     with _cache_lock:
         key = request.key
         if key not in _cache:
@@ -133,7 +140,7 @@ def _load(request: Request) -> Pristine:
     model.eval().requires_grad_(False)
     words = model.get_input_embeddings()  # type: ignore[operator]
     embeddings = words.weight.detach()
-    # A place holder of one word: vectors come in place of words, and half of a small model is words.
+    # A place holder of one word: vectors come in place of words, which are half of a small model
     held = nn.Embedding.from_pretrained(torch.zeros_like(embeddings[:1]))
     model.set_input_embeddings(held)  # type: ignore[operator]
     if request.causal is not None:

@@ -137,7 +137,9 @@ def _write(path: Path, words: PrincipalWords) -> None:
     except (OSError, SafetensorError) as error:
         _logger.warning(
             "cannot write %s (%s): principal words will be computed again; point TSLLM_CACHE to a "
-            "directory that can be written.", path, error
+            "directory that can be written.",
+            path,
+            error,
         )
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

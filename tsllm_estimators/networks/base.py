@@ -111,7 +111,9 @@ class NetworkConfig:
         check_integer("backbone_layers", self.backbone_layers, 1, optional=True)
         check_choice("backbone_weights", self.backbone_weights, ("pretrained", "random"))
         if self.backbone_kwargs is not None and not isinstance(self.backbone_kwargs, dict):
-            raise TypeError(f"backbone_kwargs must be a dict or None, found {self.backbone_kwargs!r}.")
+            raise TypeError(
+                f"backbone_kwargs must be a dict or None, found {self.backbone_kwargs!r}."
+            )
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

@@ -22,7 +22,6 @@ identity, and under a causal backbone a variate sees only the variates before it
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_bool, check_choice, check_integer, check_number
@@ -174,9 +173,7 @@ class CALF(Network):
         self.encoder = nn.TransformerEncoderLayer(
             width, n_heads, config.d_ff, config.dropout, batch_first=True
         )
-        self.head = ForecastHead(
-            width, shapes.horizon, len(shapes.parameters), config.head_dropout
-        )
+        self.head = ForecastHead(width, shapes.horizon, len(shapes.parameters), config.head_dropout)
         if self._aligns:
             words = principal_words(
                 self.time_branch.word_embeddings, config.n_principal_words
@@ -235,9 +232,7 @@ class CALF(Network):
 
         time_states = self._states(self.time_branch, time_tokens, levels)
         parameters = self.head(time_states[-1] + time_tokens)
-        forecast = Forecast(
-            restore_parameters(parameters, statistics, self.shapes.parameters)
-        )
+        forecast = Forecast(restore_parameters(parameters, statistics, self.shapes.parameters))
         if not aligns:
             return forecast
 
@@ -291,7 +286,9 @@ class CALF(Network):
         location = self.shapes.location
         if self.config.output_loss == "mase":
             change = context.diff(dim=1).abs().mean(1, keepdim=True).clamp_min(1e-5 * self.unit)
-            return DISTANCES["l1"](time[..., location] / change, text[..., location] / change).mean()
+            return DISTANCES["l1"](
+                time[..., location] / change, text[..., location] / change
+            ).mean()
         distance = DISTANCES[self.config.output_loss]
         return distance(time[..., location] / self.unit, text[..., location] / self.unit).mean()
 

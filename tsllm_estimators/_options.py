@@ -1,0 +1,36 @@
+"""Options of the training engine, in the words of both faces."""
+
+from dataclasses import dataclass
+
+from tsllm_estimators._validate import check_choice, check_integer, check_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Options of the training engine that both faces have.
+
+    Parameters
+    ----------
+    ema_decay : float or None
+        Decay of an exponential moving average of the weights, which validation and the fitted
+        model then use; None uses the weights themselves.
+    lr_schedule : {"cosine", "constant"}
+        Anneal the learning rate to 1e-8 along a half cosine over the training, or keep it.
+    early_stopping_patience : int or None
+        Where validation data is given: stop after this many validations without a better loss,
+        and keep the weights of the best one. None trains to the end and keeps the last weights.
+    few_shot : float or None
+        Train on the first part of each series only, as a share of its length (0.1 is the
+        papers' 10 % few-shot setting). Forecasts still start at the end of the series.
+    """
+
+    ema_decay: float | None = 0.99
+    lr_schedule: str = "cosine"
+    early_stopping_patience: int | None = 10
+    few_shot: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("ema_decay", self.ema_decay, maximum=1, exclusive=")", optional=True)
+        check_choice("lr_schedule", self.lr_schedule, ("cosine", "constant"))
+        check_integer("early_stopping_patience", self.early_stopping_patience, 1, optional=True)
+        check_number("few_shot", self.few_shot, maximum=1, exclusive="(", optional=True)

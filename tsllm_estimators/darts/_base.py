@@ -1,0 +1,226 @@
+"""Base of the darts models: builds the module, and adds what the engine offers to all of them."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
+
+from tsllm_estimators._options import EngineOptions
+from tsllm_estimators._validate import check_integer
+from tsllm_estimators.darts._callbacks import BestWeights, MovingAverage
+from tsllm_estimators.darts._compat import MixedCovariatesTorchModel, TorchTrainingSample
+from tsllm_estimators.darts._likelihoods import parameter_kinds
+from tsllm_estimators.darts._module import NetworkModule
+from tsllm_estimators.darts._runtime import exclusive, exclusively
+from tsllm_estimators.llm.backbone import plain_adapter
+from tsllm_estimators.networks import network_class
+from tsllm_estimators.networks.base import Shapes
+
+_UNIT_WINDOWS = 1024  # as many training windows, evenly spread, measure the unit of the data
+
+
+class NetworkModel(MixedCovariatesTorchModel):
+    """Base of the darts models of this package.
+
+    Parameters
+    ----------
+    input_chunk_length : int
+        L, time steps that the model sees.
+    output_chunk_length : int
+        H, time steps that it forecasts at once; longer forecasts feed on their own output.
+    output_chunk_shift : int
+        Steps between the end of the input and the start of the forecast.
+    n_epochs : int
+        Epochs of training.
+    **kwargs
+        Any argument of darts' torch models: ``likelihood`` (None: point forecasts trained with
+        the method's own loss), ``loss_fn``, ``batch_size``, ``optimizer_kwargs`` (``lr``),
+        ``lr_scheduler_cls``, ``random_state``, ``pl_trainer_kwargs``, ``save_checkpoints``...
+    """
+
+    method: ClassVar[str]
+    trainer_params: dict[str, Any]
+
+    def __init__(self) -> None:
+        # darts' metaclass has stored every argument of the constructor in model_params
+        if "adapter" in self.model_params:
+            self.model_params["adapter"] = plain_adapter(self.model_params["adapter"])
+        with exclusive():
+            super().__init__(**self._extract_torch_model_params(**self.model_params))
+        self.pl_module_params = self._extract_pl_module_params(**self.model_params)
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Refuse at construction what could only fail later."""
+        arguments = self.model_params
+        check_integer("input_chunk_length", arguments["input_chunk_length"], 1)
+        check_integer("output_chunk_length", arguments["output_chunk_length"], 1)
+        parameter_kinds(arguments.get("likelihood"))
+        if arguments.get("use_reversible_instance_norm"):
+            raise ValueError(
+                "use_reversible_instance_norm must be False: the network normalises each window "
+                "itself and brings every parameter of a likelihood back correctly."
+            )
+        network_class(self.method).Config(**self._settings)
+        self._options  # noqa: B018 (validates itself)
+        task_loss, default = arguments.get("task_loss"), self._settings_defaults["task_loss"]
+        for other in ("likelihood", "loss_fn"):
+            if arguments.get(other) is not None and task_loss != default:
+                raise ValueError(
+                    f"task_loss={task_loss!r} and {other} exclude each other; leave one out."
+                )
+
+    @property
+    def _settings_defaults(self) -> dict[str, Any]:
+        return network_class(self.method).Config.defaults()
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Arguments of the network's config."""
+        return {name: self.model_params[name] for name in self._settings_defaults}
+
+    @property
+    def _options(self) -> EngineOptions:
+        names = [f.name for f in dataclasses.fields(EngineOptions)]
+        return EngineOptions(**{name: self.model_params[name] for name in names})
+
+    def _create_model(self, train_sample: TorchTrainingSample) -> NetworkModule:
+        kinds, location = parameter_kinds(self.likelihood)
+        shapes = Shapes(
+            context_length=self.model_params["input_chunk_length"],
+            horizon=self.model_params["output_chunk_length"],
+            n_variates=train_sample.past_target.shape[1],
+            parameters=kinds,
+            location=location,
+        )
+        uses_task_loss = self.likelihood is None and self.model_params.get("loss_fn") is None
+        return NetworkModule(
+            method=self.method,
+            settings=self._settings,
+            shapes=dataclasses.asdict(shapes),
+            task_loss=self._settings["task_loss"] if uses_task_loss else None,
+            lr_schedule=self._options.lr_schedule,
+            **self.pl_module_params,
+        )
+
+    def _setup_for_fit_from_dataset(
+        self, series: Any, past_covariates: Any = None, future_covariates: Any = None, **kwargs: Any
+    ) -> Any:
+        """Cut the training part of each series for ``few_shot``."""
+        inputs, parameters = super()._setup_for_fit_from_dataset(
+            series, past_covariates, future_covariates, **kwargs
+        )
+        share = self._options.few_shot
+        if share is not None:
+            series, past_covariates, future_covariates = inputs
+            parameters["train_dataset"] = self._build_train_dataset(
+                series=[one[: math.ceil(share * len(one))] for one in series],
+                past_covariates=past_covariates,
+                future_covariates=future_covariates,
+                sample_weight=kwargs.get("sample_weight"),
+                max_samples_per_ts=kwargs.get("max_samples_per_ts"),
+                stride=kwargs.get("stride", 1),
+            )
+        return inputs, parameters
+
+    def _setup_for_train(self, train_dataset: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Measure the unit of the data for a new network and add the engine's callbacks."""
+        is_new = self.model is None
+        parameters = super()._setup_for_train(train_dataset, *args, **kwargs)
+        if is_new:
+            parameters["model"].network.unit.fill_(_standard_deviation(train_dataset))
+        has_validation = parameters["datamodule"].val_dataset is not None
+        self._add_callbacks(parameters["trainer"], has_validation)
+        return parameters
+
+    def _add_callbacks(self, trainer: Any, has_validation: bool) -> None:
+        options = self._options
+        ours: list[pl.Callback] = []
+        patience = options.early_stopping_patience
+        if has_validation and patience is not None:
+            ours.append(BestWeights())
+            if not any(isinstance(c, EarlyStopping) for c in trainer.callbacks):
+                ours.append(EarlyStopping("val_loss", patience=patience))
+        if options.ema_decay is not None:
+            ours.append(MovingAverage(options.ema_decay))
+        theirs = [c for c in trainer.callbacks if not isinstance(c, BestWeights | MovingAverage)]
+        trainer.callbacks = ours + theirs
+
+    def _setup_trainer(
+        self, trainer: Any, model: Any, verbose: bool | None = None, epochs: int = 0
+    ) -> pl.Trainer:
+        # darts leaves these out of a model that was loaded without its trainer's arguments
+        own: dict[str, Any] = self.trainer_params
+        self.trainer_params = {"logger": False, "enable_checkpointing": False, **own}
+        if verbose is None and "enable_progress_bar" not in self.trainer_params:
+            verbose = False
+        return super()._setup_trainer(trainer, model, verbose, epochs)
+
+    def _setup_finetuning(self, model: NetworkModule) -> None:
+        """Apply ``enable_finetuning`` to what trains; the frozen backbone stays frozen."""
+        super()._setup_finetuning(model)
+        for module in model.modules():
+            if hasattr(module, "freeze_pristine"):
+                module.freeze_pristine()
+
+    def save(self, path: str | None = None, clean: bool = False) -> None:
+        """Save the model as ``path`` (settings) and ``path.ckpt`` (weights).
+
+        As darts' ``save``, but without the state of the optimiser, which darts never reads from
+        a saved model; automatic checkpoints (``save_checkpoints=True``) have it, and resume.
+
+        Parameters
+        ----------
+        path : str, optional
+            File to write; by default named after the class and the time.
+        clean : bool
+            Leave out the training series and the arguments of the trainer.
+        """
+        path = path or self._default_save_path() + ".pt"
+        with open(path, "wb") as file:
+            torch.save(self._clean() if clean else self, file)
+        if self.model is not None:
+            trainer = self.trainer
+            if trainer is None:  # loaded and not used since
+                trainer = self._setup_trainer(None, self.model)
+                trainer.strategy.connect(self.model)
+            trainer.save_checkpoint(path + ".ckpt", weights_only=True)
+
+    @property
+    def supports_past_covariates(self) -> bool:
+        """False: darts refuses them with an error."""
+        return False
+
+    @property
+    def supports_future_covariates(self) -> bool:
+        """False: darts refuses them with an error."""
+        return False
+
+    @property
+    def _ckpt_skipped_params(self) -> list[str]:
+        options = [f.name for f in dataclasses.fields(EngineOptions)]
+        return [*super()._ckpt_skipped_params, *options]
+
+    fit = exclusively(MixedCovariatesTorchModel.fit)
+    fit_from_dataset = exclusively(MixedCovariatesTorchModel.fit_from_dataset)
+    predict = exclusively(MixedCovariatesTorchModel.predict)
+    predict_from_dataset = exclusively(MixedCovariatesTorchModel.predict_from_dataset)
+    lr_find = exclusively(MixedCovariatesTorchModel.lr_find)
+    scale_batch_size = exclusively(MixedCovariatesTorchModel.scale_batch_size)
+
+
+def _standard_deviation(dataset: Any) -> float:
+    """Return the standard deviation of the target within its variates, over training windows."""
+    step = max(1, len(dataset) // _UNIT_WINDOWS)
+    samples = [dataset[index] for index in range(0, len(dataset), step)]
+    values = torch.stack(
+        [
+            torch.cat([torch.from_numpy(s.past_target), torch.from_numpy(s.future_target)])
+            for s in samples
+        ]
+    ).double()
+    deviation = values.flatten(0, 1).var(0, correction=0).mean().sqrt().item()
+    return deviation if deviation > 0 else 1.0

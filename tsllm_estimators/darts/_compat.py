@@ -1,0 +1,19 @@
+"""The one module that touches names of darts 0.48 which darts does not document as public."""
+
+from darts.models.forecasting.pl_forecasting_module import PLForecastingModule
+from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
+from darts.utils.data.torch_datasets.utils import (
+    PLModuleInput,
+    PLModuleOutput,
+    TorchTrainingSample,
+)
+from darts.utils.likelihood_models.torch import TorchLikelihood
+
+__all__ = [
+    "MixedCovariatesTorchModel",
+    "PLForecastingModule",
+    "PLModuleInput",
+    "PLModuleOutput",
+    "TorchLikelihood",
+    "TorchTrainingSample",
+]

@@ -1,0 +1,72 @@
+"""One place for what the hosts share per process: random numbers and the loggers' volume."""
+
+import contextlib
+import functools
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+# Torch's global generator feeds initialisation, shuffling, dropout and sampling. Two folds in two
+# threads would draw from it in turn and neither would repeat, so only one of them runs at a time.
+_RANDOM_LOCK = threading.RLock()
+
+_LOGGERS = (
+    "darts",
+    "lightning_fabric",
+    "lightning.fabric",
+    "lightning.pytorch",
+    "pytorch_lightning",
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric.utilities.rank_zero",
+)
+_WARNINGS = (
+    r".*does not have many workers.*",
+    r".*`pin_memory`.*|.*'pin_memory'.*",
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*LeafSpec.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*you defined a `validation_step` but have no `val_dataloader`.*",
+    r".*Total length of `\w+` across ranks is zero.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*Trying to infer the `batch_size` from an ambiguous collection.*",
+)
+
+
+@contextlib.contextmanager
+def exclusive(quiet: bool = True) -> Iterator[None]:
+    """Run alone in this process, and where ``quiet`` without the chatter of the libraries."""
+    with _RANDOM_LOCK, contextlib.ExitStack() as stack:
+        if quiet:
+            stack.enter_context(_silenced())
+        yield
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL if logger.name == "darts" else logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def exclusively(method: _Method) -> _Method:
+    """Run a method of a darts model alone; quietly, unless it was made with show_warnings."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with exclusive(quiet=not self.model_params.get("show_warnings", False)):
+            return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
