@@ -1,0 +1,5 @@
+"""Floor 4: the methods as sktime forecasters, one adapter over the engine of the darts models."""
+
+from tsllm_estimators.sktime.calf import CALFForecaster
+
+__all__ = ["CALFForecaster"]
