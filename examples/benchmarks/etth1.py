@@ -1,0 +1,142 @@
+"""ETTh1, 96 hours ahead: error of the methods, of their controls and of plain baselines.
+
+Standard protocol: rows 0-8639 train, 8640-11519 validate, 11520-14399 test, each later part
+preceded by one lookback of context; every column standardised with the training rows; every
+window counts. Settings are chosen with ``--split validation`` and ``--results`` elsewhere; runs
+that read the test part are stored in ``docs/results/etth1.json``.
+
+    TSLLM_DATA=... python examples/benchmarks/etth1.py --runs calf calf-none calf-random
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from _store import FOLDER, Results
+from darts import TimeSeries
+from darts.models import DLinearModel, NaiveSeasonal
+from pytorch_lightning.callbacks import EarlyStopping
+
+from tsllm_estimators import CALFModel
+
+HORIZON = 96
+TRAIN, VALIDATION, TEST = 8640, 11520, 14400
+
+# One row per run: the model class and what differs from its defaults.
+CALF = {"input_chunk_length": 96, "n_epochs": 4}
+DLINEAR = {"input_chunk_length": 96, "n_epochs": 10, "batch_size": 64, "lr": 3e-4}
+RUNS: dict[str, tuple[type, dict[str, Any]]] = {
+    "calf": (CALFModel, CALF),
+    "calf-none": (CALFModel, {**CALF, "backbone": "none"}),
+    "calf-random": (CALFModel, {**CALF, "backbone_weights": "random"}),
+    "dlinear-l1": (DLinearModel, DLINEAR),
+    "dlinear-l1-336": (DLinearModel, {**DLINEAR, "input_chunk_length": 336}),
+    "seasonal-naive-24": (NaiveSeasonal, {"K": 24}),
+}
+
+
+def load(data: Path) -> np.ndarray:
+    """Return the standardised values, shape (14400, 7), float32."""
+    path = data / "ETTh1.csv"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} not found: set TSLLM_DATA to a folder with ETTh1.csv of the repository "
+            "zhouhaoyi/ETDataset."
+        )
+    values = pd.read_csv(path, index_col="date").to_numpy(np.float64)[:TEST]
+    mean, deviation = values[:TRAIN].mean(0), values[:TRAIN].std(0)
+    return ((values - mean) / deviation).astype(np.float32)
+
+
+def errors(model: Any, values: np.ndarray, start: int, stop: int) -> dict[str, float]:
+    """Return the mean squared and absolute error over every window of a part."""
+    windows = np.lib.stride_tricks.sliding_window_view(values[start:stop], HORIZON, axis=0)
+    windows = windows.transpose(0, 2, 1)
+    if isinstance(model, NaiveSeasonal):
+        steps = np.arange(HORIZON) % model.K - model.K
+        forecast = np.stack([values[start + first + steps] for first in range(len(windows))])
+    else:
+        history = TimeSeries.from_values(values[start - model.input_chunk_length : stop])
+        forecasts = model.historical_forecasts(
+            history,
+            forecast_horizon=HORIZON,
+            retrain=False,
+            last_points_only=False,
+            predict_kwargs={"batch_size": 256},
+        )
+        forecast = np.stack([one.values() for one in forecasts])
+    difference = forecast - windows
+    return {
+        "mse": float(np.square(difference).mean()),
+        "mae": float(np.abs(difference).mean()),
+        "windows": len(forecast),
+    }
+
+
+def build(name: str, seed: int, settings: dict[str, Any]) -> Any:
+    """Return the untrained model of a run."""
+    model_class, arguments = RUNS[name][0], dict(settings)
+    if model_class is NaiveSeasonal:
+        return NaiveSeasonal(**arguments)
+    arguments["pl_trainer_kwargs"] = {"accelerator": "cpu", "enable_progress_bar": False}
+    if "lr" in arguments:
+        arguments["optimizer_kwargs"] = {"lr": arguments.pop("lr")}
+    if model_class is DLinearModel:  # what our models bring along
+        arguments["loss_fn"] = torch.nn.L1Loss()
+        arguments["pl_trainer_kwargs"]["callbacks"] = [EarlyStopping("val_loss", patience=3)]
+    elif arguments.get("backbone_weights") == "random":
+        arguments["backbone_kwargs"] = {"seed": seed}
+    return model_class(output_chunk_length=HORIZON, random_state=seed, **arguments)
+
+
+def run(name: str, seed: int, split: str, settings: dict[str, Any], values: np.ndarray) -> dict:
+    """Train one model and return what it reached."""
+    model = build(name, seed, settings)
+    begin = time.perf_counter(), time.process_time()
+    network = None
+    if not isinstance(model, NaiveSeasonal):
+        validation = values[TRAIN - model.input_chunk_length : VALIDATION]
+        model.fit(
+            TimeSeries.from_values(values[:TRAIN]), val_series=TimeSeries.from_values(validation)
+        )
+        network = model.model
+    seconds, cpu_seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    part = (VALIDATION, TEST) if split == "test" else (TRAIN, VALIDATION)
+    trained = network.parameters() if network is not None else ()
+    return {
+        **errors(model, values, *part),
+        "epochs": network.epochs_trained if network is not None else 0,
+        "trainable_parameters": sum(p.numel() for p in trained if p.requires_grad),
+        "fit_seconds": round(seconds, 1),
+        "fit_cpu_seconds": round(cpu_seconds, 1),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is not stored yet, and store each result as soon as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="other settings")
+    parser.add_argument("--results", type=Path, default=FOLDER / "etth1.json")
+    options = parser.parse_args(arguments)
+    changes = {k: json.loads(v) for k, v in (item.split("=", 1) for item in options.set)}
+    values = load(Path(os.environ.get("TSLLM_DATA", ".")))
+    results = Results(options.results)
+    for name in options.runs:
+        for seed in options.seeds:
+            settings = {**RUNS[name][1], **changes}
+            key = {"run": name, "seed": seed, "split": options.split, "settings": settings}
+            if key not in results:
+                results.add(key, run(name, seed, options.split, settings, values))
+
+
+if __name__ == "__main__":
+    main()

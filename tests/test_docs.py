@@ -1,0 +1,156 @@
+"""README, guide, docstrings and examples run: in small here, as they stand among the slow tests."""
+
+import doctest
+import importlib
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+BLOCKS = [
+    pytest.param(match.group(1), id=f"{page.name}-{match.start()}")
+    for page in PAGES
+    for match in re.finditer(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+]
+
+
+def small(code):
+    """Make every model of a block small; what the block shows stays the same."""
+    code = code.replace('"sentence-transformers/all-MiniLM-L6-v2"', '"tiny"')
+    code = re.sub(r"n_epochs=\d+", "n_epochs=1", code)
+    for method in METHODS:
+        model, forecaster = method.model.__name__, method.forecaster.__name__
+        code = re.sub(rf"{model}\((?=[^)])", r'\g<0>backbone="tiny", ', code)
+        code = re.sub(r'(backbone="tiny", )((?:\d+, )+)', r"\2\1", code)  # positions come first
+        code = re.sub(rf"{forecaster}\((?!backbone)", r'\g<0>backbone="tiny", ', code)
+        code = re.sub(rf"{forecaster}\(", r"\g<0>max_steps=2, ", code)
+    return code
+
+
+def test_there_are_blocks_to_run():
+    assert len(BLOCKS) >= 6
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_blocks_run_in_small(code, capsys):
+    exec(compile(small(code), "block", "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", BLOCKS)
+def test_blocks_run_as_they_stand(code, capsys):
+    exec(compile(code, "block", "exec"), {})
+
+
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "tsllm_estimators").rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    module = importlib.import_module(name.removesuffix(".__init__"))
+    assert doctest.testmod(module).failed == 0
+
+
+def test_every_estimator_has_an_example():
+    for method in METHODS:
+        assert ">>>" in method.model.__doc__
+        assert ">>>" in method.forecaster.__doc__
+
+
+def test_quickstart_in_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    quickstart = importlib.import_module("quickstart")
+    picture = tmp_path / "quickstart.png"
+    table = quickstart.main(["--smoke", "--output", str(picture)])
+    assert len(table) == 6
+    assert table["MAE"].notna().all()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "seasonal naive" in capsys.readouterr().out
+
+
+def test_benchmarks_in_small(tmp_path, monkeypatch, capsys):
+    """With synthetic data of the same shape; a second call finds everything stored."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    values = np.sin(np.arange(400)[:, np.newaxis] / 4 + np.arange(7)) + rng.normal(size=(400, 7))
+    frame = pd.DataFrame(values, columns=list("abcdefg"))
+    frame.insert(0, "date", pd.date_range("2016-07-01", periods=400, freq="h"))
+    frame.to_csv(tmp_path / "ETTh1.csv", index=False)
+    monkeypatch.setenv("TSLLM_DATA", str(tmp_path))
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    etth1 = importlib.import_module("etth1")
+    parts = {"HORIZON": 6, "TRAIN": 150, "VALIDATION": 250, "TEST": 400}
+    for name, value in parts.items():
+        monkeypatch.setattr(etth1, name, value)
+    results = tmp_path / "results.json"
+    runs = ["--runs", "calf", "dlinear-l1", "seasonal-naive-24", "--seeds", "0"]
+    small = {
+        "calf": {"input_chunk_length": 24, "n_epochs": 1, "backbone": "tiny"},
+        "dlinear-l1": {"input_chunk_length": 24, "n_epochs": 1},
+    }
+    for name, settings in small.items():
+        monkeypatch.setitem(etth1.RUNS, name, (etth1.RUNS[name][0], settings))
+    etth1.main([*runs, "--results", str(results)])
+    first = results.read_text()
+    assert first.count('"windows": 145') == 3
+    etth1.main([*runs, "--results", str(results)])
+    assert results.read_text() == first
+
+    airline = importlib.import_module("airline")
+    tiny = ["--set", 'backbone="tiny"', "max_steps=2", "--seeds", "0"]
+    airline.main([*tiny, "--results", str(tmp_path / "airline.json")])
+    assert "seasonal naive 71.2; better in" in capsys.readouterr().out
+
+
+def test_missing_data_say_where_they_are_published(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    etth1 = importlib.import_module("etth1")
+    with pytest.raises(FileNotFoundError, match=r"set TSLLM_DATA.*zhouhaoyi/ETDataset"):
+        etth1.load(tmp_path)
+
+
+def test_seasonal_naive_on_the_real_data_is_the_published_one(data_folder, monkeypatch):
+    """The protocol is right if a forecast without parameters gives the known errors."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    etth1 = importlib.import_module("etth1")
+    values = etth1.load(data_folder)
+    naive = etth1.build("seasonal-naive-24", 0, {"K": 24})
+    found = etth1.errors(naive, values, etth1.VALIDATION, etth1.TEST)
+    assert found["windows"] == 2785
+    assert found["mse"] == pytest.approx(0.5122, abs=1e-4)
+    assert found["mae"] == pytest.approx(0.4333, abs=1e-4)
+
+
+def test_tables_are_up_to_date(monkeypatch):
+    module = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "tables.py"))
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert module["fill"](page) == page
+
+
+def test_documented_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    wanted = {"quickstart", "test", "check", "test-full", "bench", "docs", "examples", "lock"}
+    assert wanted <= targets
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        assert set(re.findall(r"^make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
+
+
+def test_nothing_in_the_repository_names_a_machine():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    files = [ROOT / name for name in listed.stdout.split()] or list(ROOT.glob("*.md"))
+    pattern = re.compile(r"(^|[^a-zA-Z0-9_.])/(root|home|tmp|work|farm)/")
+    for file in files:
+        if file.suffix in {".py", ".md", ".toml", ".json", ".txt"} and file != Path(__file__):
+            assert not pattern.search(file.read_text()), file
