@@ -154,7 +154,8 @@ class NetworkModel(MixedCovariatesTorchModel):
     ) -> pl.Trainer:
         # darts leaves these out of a model that was loaded without its trainer's arguments
         own: dict[str, Any] = self.trainer_params
-        self.trainer_params = {"logger": False, "enable_checkpointing": False, **own}
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        self.trainer_params = {**quiet, **own}
         if verbose is None and "enable_progress_bar" not in self.trainer_params:
             verbose = False
         return super()._setup_trainer(trainer, model, verbose, epochs)

@@ -25,12 +25,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_bool, check_choice, check_integer, check_number
-from tsllm_estimators.llm.backbone import load_backbone
+from tsllm_estimators.llm.backbone import Backbone, load_backbone
 from tsllm_estimators.llm.words import principal_words
 from tsllm_estimators.networks.base import Batch, Forecast, Network, NetworkConfig, Shapes
 from tsllm_estimators.networks.blocks import (
     DISTANCES,
     ForecastHead,
+    WindowStatistics,
     normalize_window,
     restore_parameters,
 )
@@ -175,9 +176,9 @@ class CALF(Network):
         )
         self.head = ForecastHead(width, shapes.horizon, len(shapes.parameters), config.head_dropout)
         if self._aligns:
-            words = principal_words(
-                self.time_branch.word_embeddings, config.n_principal_words
-            ).vectors
+            vocabulary = self.time_branch.word_embeddings
+            assert vocabulary is not None
+            words = principal_words(vocabulary, config.n_principal_words).vectors
             self.register_buffer("principal_words", words, persistent=False)
             self.match = nn.MultiheadAttention(width, n_heads, batch_first=True)
             self.text_branch = self._branch(stand_in=False)
@@ -188,14 +189,10 @@ class CALF(Network):
             self.text_projections = nn.ModuleList(_projection(width) for _ in levels)
         self.time_branch.release_word_embeddings()
 
-    @property
-    def _aligns(self) -> bool:
-        """Whether a textual branch is there to align with."""
-        return bool(self.config.output_weight or self.config.feature_weight)
-
-    def _branch(self, **prepare: Any) -> Any:
+    def load_backbone(self) -> Backbone:
+        """Return the language model of this network as it was before training."""
         config = self.config
-        backbone = load_backbone(
+        return load_backbone(
             config.backbone,
             layers=config.backbone_layers,
             default_layers=_LAYERS,
@@ -203,9 +200,16 @@ class CALF(Network):
             causal=config.causal,
             kwargs=config.backbone_kwargs,
         )
-        return backbone.prepare(
+
+    @property
+    def _aligns(self) -> bool:
+        """Whether a textual branch is there to align with."""
+        return bool(self.config.output_weight or self.config.feature_weight)
+
+    def _branch(self, **prepare: Any) -> Backbone:
+        return self.load_backbone().prepare(
             self.shapes.n_variates,
-            position_embeddings=config.train_position_embeddings,
+            position_embeddings=self.config.train_position_embeddings,
             **prepare,
         )
 
@@ -225,8 +229,7 @@ class CALF(Network):
         4. In training: match the tokens with the principal words, run them through the frozen
            layers, and compare the branches.
         """
-        window, statistics = normalize_window(batch.past_target, self.unit)
-        time_tokens = self.encoder(self.embedding(window.transpose(1, 2)))  # (b, c, d)
+        time_tokens, statistics = self.time_tokens(batch)
         aligns = self.training and self._aligns
         levels = aligns and bool(self.config.feature_weight)
 
@@ -236,7 +239,7 @@ class CALF(Network):
         if not aligns:
             return forecast
 
-        text_tokens = self._match(time_tokens)
+        text_tokens, _ = self.text_tokens(time_tokens)
         text_states = self._states(self.text_branch, text_tokens, levels)
         if self.config.output_weight:
             text_forecast = restore_parameters(
@@ -248,6 +251,26 @@ class CALF(Network):
         if levels:
             forecast.losses |= self._feature_distances(time_states, text_states)
         return forecast
+
+    def time_tokens(self, batch: Batch) -> tuple[Tensor, WindowStatistics]:
+        """Return one encoded token per variate (b, c, d), and how its window was normalised."""
+        window, statistics = normalize_window(batch.past_target, self.unit)
+        return self.encoder(self.embedding(window.transpose(1, 2))), statistics
+
+    def text_tokens(
+        self, time_tokens: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Say time tokens in principal words: text tokens (b, c, d), attention (b, c, K) if asked.
+
+        Every token attends to the same words, so these are projected once per batch.
+        """
+        b, c, d = time_tokens.shape
+        words = self.principal_words.to(time_tokens.dtype).unsqueeze(0)
+        text_tokens, attention = self.match(
+            time_tokens.reshape(1, b * c, d), words, words, need_weights=need_weights
+        )
+        attention = None if attention is None else attention.reshape(b, c, -1)
+        return text_tokens.reshape(b, c, d), attention
 
     def loss_weights(self) -> dict[str, float]:
         """Return the weight of each auxiliary loss: the last level counts most."""
@@ -272,15 +295,8 @@ class CALF(Network):
             groups.append({"params": projections, "lr": self.config.projection_lr})
         return groups
 
-    def _states(self, branch: Any, tokens: Tensor, levels: bool) -> tuple[Tensor, ...]:
+    def _states(self, branch: Backbone, tokens: Tensor, levels: bool) -> tuple[Tensor, ...]:
         return branch(tokens, levels=True) if levels else (branch(tokens),)
-
-    def _match(self, time_tokens: Tensor) -> Tensor:
-        """Say the time tokens in principal words; the words are projected once per batch."""
-        b, c, d = time_tokens.shape
-        queries = time_tokens.reshape(1, b * c, d)  # every token attends to the same words
-        words = self.principal_words.to(time_tokens.dtype).unsqueeze(0)
-        return self.match(queries, words, words, need_weights=False)[0].reshape(b, c, d)
 
     def _output_distance(self, time: Tensor, text: Tensor, context: Tensor) -> Tensor:
         location = self.shapes.location

@@ -244,6 +244,12 @@ class NetworkForecaster(BaseForecaster):
             contexts.append(_context(values[: max(1, position)], self._engine))
         return dict(zip(wanted, compute(contexts, 1)[:, 0], strict=True))
 
+    def _explainable(self, y: pd.DataFrame | None) -> tuple[Any, np.ndarray, list[Hashable]]:
+        """Return the darts model, a series in its units (t, c) and the columns, for ``explain``."""
+        key, frame = next(iter(_instances(self._cur_y).items()))
+        frame = frame if y is None else pd.DataFrame(y)
+        return self._engine.model, self._scaled(key, frame), list(frame.columns)
+
     # horizons -------------------------------------------------------------------------------
 
     def _steps(self, fh: ForecastingHorizon, index: pd.Index) -> tuple[np.ndarray, pd.Index]:
