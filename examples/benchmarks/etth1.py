@@ -99,19 +99,19 @@ def run(name: str, seed: int, split: str, settings: dict[str, Any], values: np.n
     """Train one model and return what it reached."""
     model = build(name, seed, settings)
     begin = time.perf_counter(), time.process_time()
-    network = None
+    network, epochs = None, 0
     if not isinstance(model, NaiveSeasonal):
         validation = values[TRAIN - model.input_chunk_length : VALIDATION]
         model.fit(
             TimeSeries.from_values(values[:TRAIN]), val_series=TimeSeries.from_values(validation)
         )
-        network = model.model
+        network, epochs = model.model, model.epochs_trained
     seconds, cpu_seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
     part = (VALIDATION, TEST) if split == "test" else (TRAIN, VALIDATION)
     trained = network.parameters() if network is not None else ()
     return {
         **errors(model, values, *part),
-        "epochs": network.epochs_trained if network is not None else 0,
+        "epochs": epochs,
         "trainable_parameters": sum(p.numel() for p in trained if p.requires_grad),
         "fit_seconds": round(seconds, 1),
         "fit_cpu_seconds": round(cpu_seconds, 1),

@@ -101,11 +101,11 @@ class CALFConfig(NetworkConfig):
     n_heads: int | None = None
     d_ff: int = 2048
     dropout: float = 0.1
-    head_dropout: float = 0.2
+    head_dropout: float = 0.3
     task_loss: str = "l1"
     output_loss: str = "l1"
     feature_loss: str = "l1"
-    output_weight: float = 1.0
+    output_weight: float = 0.3
     feature_weight: float = 0.01
     projection_lr: float = 1e-4
 
@@ -155,7 +155,7 @@ class CALF(Network):
     """The network of CALF."""
 
     Config = CALFConfig
-    learning_rate = 5e-4  # section "Implementation details"
+    learning_rate = 2e-4
 
     principal_words: Tensor
 
