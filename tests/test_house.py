@@ -151,3 +151,22 @@ def test_an_unexplained_argument_is_an_error():
 
     with pytest.raises(TypeError, match=r"no source explains the parameters \['mystery'\]"):
         document_parameters(EngineOptions)(Unexplained)
+
+
+def test_sockets_are_blocked_but_loopback():
+    import socket
+
+    from pytest_socket import SocketConnectBlockedError
+
+    with pytest.raises(SocketConnectBlockedError):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname(), timeout=1).close()
+
+
+def test_home_and_caches_are_temporary():
+    import os
+    import tempfile
+
+    for name in ("HOME", "HF_HOME", "MPLCONFIGDIR", "TSLLM_CACHE"):
+        assert os.environ[name].startswith(tempfile.gettempdir())
