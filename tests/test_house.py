@@ -1,6 +1,7 @@
 """The house stands: imports go down, names agree, the package is light to import."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from support import METHODS, signature
 
 import tsllm_estimators
-from tsllm_estimators._docs import document_parameters, parameter_docs
+from tsllm_estimators._docs import document, parameter_docs, section
 from tsllm_estimators._options import EngineOptions
 
 PACKAGE = Path(tsllm_estimators.__file__).parent
@@ -132,7 +133,9 @@ def test_every_argument_is_explained_once(method):
     for cls in (method.model, method.forecaster):
         explained = parameter_docs(cls)
         assert explained.keys() >= signature(cls).keys()
-        assert "{parameters}" not in cls.__doc__
+        assert not re.search(r"\{[a-z]+\}", cls.__doc__)
+        assert "arXiv" in section(cls, "References")
+        assert cls.__doc__.count(method.network.Config.__doc__.split("\n\n")[1]) == 1
     config = method.network.Config
     assert parameter_docs(config).keys() == config.defaults().keys()
 
@@ -150,7 +153,7 @@ def test_an_unexplained_argument_is_an_error():
             pass
 
     with pytest.raises(TypeError, match=r"no source explains the parameters \['mystery'\]"):
-        document_parameters(EngineOptions)(Unexplained)
+        document(EngineOptions)(Unexplained)
 
 
 def test_sockets_are_blocked_but_loopback():

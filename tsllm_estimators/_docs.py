@@ -1,4 +1,4 @@
-"""One explanation per parameter: class docstrings are filled from where each one is written."""
+"""One explanation per thing: class docstrings are filled from where each one is written."""
 
 import inspect
 import re
@@ -7,33 +7,36 @@ from collections.abc import Callable
 from typing import TypeVar
 
 _Class = TypeVar("_Class", bound=type)
-_MARKER = "{parameters}"
+_HEADING = r"^{}\n-{{3,}}\n(.*?)(?=\n\n?[^\n]+\n-{{3,}}\n|\Z)"
+
+
+def section(documented: type, heading: str) -> str:
+    """Return the text of a numpydoc section of a class's own docstring, or ``""``."""
+    text = inspect.cleandoc(documented.__dict__.get("__doc__") or "")
+    found = re.search(_HEADING.format(heading), text, flags=re.DOTALL | re.MULTILINE)
+    return found.group(1).rstrip() if found else ""
 
 
 def parameter_docs(documented: type) -> dict[str, str]:
-    """Return ``name -> text`` of the numpydoc Parameters sections of a class and its bases.
+    """Return ``name -> text`` of the Parameters sections of a class and its bases.
 
     The text is the entry as written: the line ``name : type`` and its indented explanation.
     """
     entries: dict[str, str] = {}
     for cls in documented.__mro__:
-        section = re.search(
-            r"^Parameters\n-{3,}\n(.*?)(?=\n\n?[^\n]+\n-{3,}\n|\Z)",
-            inspect.cleandoc(cls.__dict__.get("__doc__") or ""),
-            flags=re.DOTALL | re.MULTILINE,
-        )
-        if section is None:
-            continue
-        for entry in re.split(r"\n(?=\S)", section.group(1).rstrip()):
-            entries.setdefault(entry.splitlines()[0].split(" : ")[0].strip(), entry)
+        for entry in re.split(r"\n(?=\S)", section(cls, "Parameters")):
+            entries.setdefault(entry.split("\n")[0].split(" : ")[0].strip(), entry)
+    entries.pop("", None)
     return entries
 
 
-def document_parameters(*sources: type) -> Callable[[_Class], _Class]:
-    """Fill ``{parameters}`` in a class docstring with one entry per constructor argument.
+def document(*sources: type) -> Callable[[_Class], _Class]:
+    """Fill the docstring of an estimator class from those of its config and its bases.
 
-    The entries are taken from the Parameters sections of ``sources``, in the order of the
-    signature; a constructor argument that no source explains is an error at import.
+    ``{parameters}`` becomes one entry per constructor argument, in the order of the signature,
+    from the Parameters sections of ``sources``; an argument that no source explains is an error
+    at import. ``{method}`` and ``{references}`` become the description and the References section
+    of the last source, the method's config.
     """
 
     def fill(cls: _Class) -> _Class:
@@ -48,8 +51,15 @@ def document_parameters(*sources: type) -> Callable[[_Class], _Class]:
         missing = [name for name in names if name not in known]
         if missing:
             raise TypeError(f"{cls.__name__}: no source explains the parameters {missing}.")
-        text = textwrap.indent("\n".join(known[name] for name in names), " " * 4)
-        cls.__doc__ = cls.__doc__.replace(_MARKER, text.strip())
+        description = inspect.cleandoc(sources[-1].__doc__ or "").split("\nParameters\n")[0]
+        texts = {
+            "parameters": "\n".join(known[name] for name in names),
+            "method": description.partition("\n\n")[2].strip(),
+            "references": section(sources[-1], "References"),
+        }
+        for marker, text in texts.items():
+            indented = textwrap.indent(text, " " * 4).strip()
+            cls.__doc__ = cls.__doc__.replace("{" + marker + "}", indented)
         return cls
 
     return fill

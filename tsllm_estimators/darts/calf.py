@@ -2,22 +2,18 @@
 
 from typing import Any
 
-from tsllm_estimators._docs import document_parameters
+from tsllm_estimators._docs import document
 from tsllm_estimators._options import EngineOptions
 from tsllm_estimators.darts._base import NetworkModel
 from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE
 from tsllm_estimators.networks.calf import CALFConfig
 
 
-@document_parameters(NetworkModel, EngineOptions, CALFConfig)
+@document(NetworkModel, EngineOptions, CALFConfig)
 class CALFModel(NetworkModel):
-    """CALF: cross-modal fine-tuning of a language model [1]_.
+    """CALF, cross-modal fine-tuning of a language model, as a darts model.
 
-    Every variate's window is one token. A language model with LoRA reads the tokens and a linear
-    head forecasts; in training, a frozen copy of the language model reads the same tokens said in
-    principal components of its own word embeddings, and the two are pulled together in their
-    hidden states and forecasts. A univariate series is a single token: attention among tokens is
-    then the identity.
+    {method}
 
     Values are forecast in the scale they come in; scale them as for any darts model. Without a
     likelihood (the default here; sktime's face defaults to quantiles) the model gives point
@@ -29,8 +25,7 @@ class CALFModel(NetworkModel):
 
     References
     ----------
-    .. [1] Liu et al., "CALF: Aligning LLMs for Time Series Forecasting via Cross-modal
-       Fine-Tuning", arXiv 2403.07300.
+    {references}
 
     Examples
     --------

@@ -44,6 +44,13 @@ _LEVEL_DECAY = 0.8  # weight of a level against the one after it
 class CALFConfig(NetworkConfig):
     """Arguments of CALF.
 
+    CALF fine-tunes a language model on series while its own words watch [1]_. Every variate's
+    window is one token. A language model with LoRA reads the tokens and a linear head forecasts;
+    in training, a frozen copy of the language model reads the same tokens said in principal
+    components of its own word embeddings, and the two are pulled together in their hidden states
+    and forecasts. A univariate series is a single token: attention among tokens is then the
+    identity.
+
     Parameters
     ----------
     causal : bool or None
@@ -88,6 +95,11 @@ class CALFConfig(NetworkConfig):
         computed at all and the method is a single adapted language model.
     projection_lr : float
         Learning rate of the level projections of the feature regularisation.
+
+    References
+    ----------
+    .. [1] Liu et al., "CALF: Aligning LLMs for Time Series Forecasting via Cross-modal
+       Fine-Tuning", arXiv 2403.07300.
     """
 
     causal: bool | None = None

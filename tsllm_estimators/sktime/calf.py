@@ -2,22 +2,18 @@
 
 from typing import Any
 
-from tsllm_estimators._docs import document_parameters
+from tsllm_estimators._docs import document
 from tsllm_estimators._options import EngineOptions
 from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE
 from tsllm_estimators.networks.calf import CALFConfig
 from tsllm_estimators.sktime._adapter import NetworkForecaster, set_parameters
 
 
-@document_parameters(NetworkForecaster, EngineOptions, CALFConfig)
+@document(NetworkForecaster, EngineOptions, CALFConfig)
 class CALFForecaster(NetworkForecaster):
-    """CALF: cross-modal fine-tuning of a language model [1]_.
+    """CALF, cross-modal fine-tuning of a language model, as an sktime forecaster.
 
-    Every variate's window is one token. A language model with LoRA reads the tokens and a linear
-    head forecasts; in training, a frozen copy of the language model reads the same tokens said in
-    principal components of its own word embeddings, and the two are pulled together in their
-    hidden states and forecasts. A univariate series is a single token: attention among tokens is
-    then the identity.
+    {method}
 
     By default it learns quantiles (the darts face defaults to point forecasts, the paper's
     setting): ``predict`` gives the median, ``predict_interval`` works at once.
@@ -28,8 +24,7 @@ class CALFForecaster(NetworkForecaster):
 
     References
     ----------
-    .. [1] Liu et al., "CALF: Aligning LLMs for Time Series Forecasting via Cross-modal
-       Fine-Tuning", arXiv 2403.07300.
+    {references}
 
     Examples
     --------
