@@ -96,7 +96,7 @@ def test_benchmarks_in_small(tmp_path, monkeypatch, capsys):
     runs = ["--runs", "calf", "dlinear-l1", "seasonal-naive-24", "--seeds", "0"]
     small = {
         "calf": {"input_chunk_length": 24, "n_epochs": 1, "backbone": "tiny"},
-        "dlinear-l1": {"input_chunk_length": 24, "n_epochs": 1},
+        "dlinear-l1": {"input_chunk_length": 24, "n_epochs": 1, "shared_weights": True},
     }
     for name, settings in small.items():
         monkeypatch.setitem(etth1.RUNS, name, (etth1.RUNS[name][0], settings))

@@ -8,6 +8,7 @@ forecast.
 
 import argparse
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=FOLDER / "airline.json")
     options = parser.parse_args(arguments)
     changes = {k: json.loads(v) for k, v in (item.split("=", 1) for item in options.set)}
+    logging.captureWarnings(True)  # sktime 1.2 warns whenever one of its own forecasters is made
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
     results = Results(options.results)
     for seed in options.seeds:
         key = {"run": "calf", "seed": seed, "settings": changes}

@@ -25,25 +25,39 @@ def table(header: list[str], body: list[list[str]]) -> str:
 
 
 def etth1() -> str:
-    """Return the mean test error of each run over its seeds."""
+    """Return the mean test error over the seeds of each run and its settings."""
     by_run = defaultdict(list)
     for row in rows("etth1"):
         if row["split"] == "test":
-            by_run[row["run"]].append(row)
+            by_run[row["run"], json.dumps(row["settings"])].append(row)
     body = [
         [
             name,
-            str(runs[0]["settings"].get("input_chunk_length", "")),
+            ", ".join(f"{k}={v}" for k, v in runs[0]["settings"].items()),
             f"{mean(r['mse'] for r in runs):.4f}",
             f"{mean(r['mae'] for r in runs):.4f}",
             ", ".join(f"{r['mse']:.4f}" for r in runs),
             f"{runs[0]['trainable_parameters']:,}",
             f"{mean(r['fit_cpu_seconds'] for r in runs):.0f}",
         ]
-        for name, runs in by_run.items()
+        for (name, _), runs in by_run.items()
     ]
-    header = ["run", "lookback", "MSE", "MAE", "MSE per seed", "trainable", "CPU s to fit"]
+    header = ["run", "settings", "MSE", "MAE", "MSE per seed", "trainable", "CPU s to fit"]
     return table(header, body)
+
+
+def validation() -> str:
+    """Return the validation errors that the defaults of CALF were chosen by."""
+    shown = ("output_weight", "lr", "head_dropout")
+    body = [
+        [
+            *(str(row["settings"][name]) for name in shown),
+            f"{row['mse']:.4f}",
+            f"{row['mae']:.4f}",
+        ]
+        for row in sorted(rows("etth1_validation"), key=lambda row: row["mse"])
+    ]
+    return table([*shown, "MSE", "MAE"], body)
 
 
 def airline() -> str:
@@ -61,9 +75,12 @@ def airline() -> str:
     return table(["seed", "CALF, MAE", "seasonal naive, MAE", "months inside 90 %"], body)
 
 
+BUILDERS = {"etth1": etth1, "validation": validation, "airline": airline}
+
+
 def fill(text: str) -> str:
     """Replace what stands between the markers of each table."""
-    for name, build in (("etth1", etth1), ("airline", airline)):
+    for name, build in BUILDERS.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         new = f"\\g<1>{build()}\n\\g<2>"
         text, found = re.subn(pattern, new, text, flags=re.DOTALL)

@@ -32,6 +32,7 @@ _WARNINGS = (
     r".*you defined a `validation_step` but have no `val_dataloader`.*",
     r".*Total length of `\w+` across ranks is zero.*",
     r".*module\(s\) in eval mode at the start of training.*",
+    r".*You called `self.log\(.* but have no logger configured.*",
     r".*Trying to infer the `batch_size` from an ambiguous collection.*",
 )
 
