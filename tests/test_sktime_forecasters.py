@@ -17,8 +17,8 @@ from sktime.forecasting.naive import NaiveForecaster
 from sktime.split import ExpandingWindowSplitter
 from support import monthly, sine
 
-from tsllm_estimators.sktime._adapter import _default_context, _default_horizon
 from tsllm_estimators.sktime._engine import QUANTILES, _interpolate
+from tsllm_estimators.sktime._index import default_context, default_horizon
 
 
 def indexed(kind, n=60, columns=1):
@@ -94,21 +94,24 @@ def test_series_shorter_than_a_window_are_padded_with_a_warning(method, n):
         (pd.date_range("2000-01-01", periods=3, freq="W"), 100, 13),
         (pd.date_range("2000-01-01", periods=3, freq="D"), 100, 7),
         (pd.date_range("2000-01-01", periods=3, freq="h"), 100, 24),
-        (pd.date_range("2000-01-01", periods=3, freq="15min"), 1000, 60),
+        (pd.date_range("2000-01-01", periods=3, freq="min"), 1000, 60),
+        (pd.date_range("2000-01-01", periods=3, freq="15min"), 1000, 96),
+        (pd.date_range("2000-01-01", periods=3, freq="6h"), 1000, 4),
+        (pd.date_range("2000-01-01", periods=3, freq="2D"), 1000, 7),
         (pd.RangeIndex(3), 100, 12),
         (pd.RangeIndex(3), 20, 5),
         (pd.RangeIndex(3), 2, 1),
     ],
 )
 def test_default_horizon_is_one_season(index, n, horizon):
-    assert _default_horizon(index, n) == horizon
+    assert default_horizon(index, n) == horizon
 
 
 @pytest.mark.parametrize(
     ("horizon", "n", "context"), [(12, 144, 48), (24, 17_420, 96), (5, 20, 10), (200, 9000, 512)]
 )
 def test_default_context_is_four_horizons_where_enough_windows_remain(horizon, n, context):
-    assert _default_context(horizon, n) == context
+    assert default_context(horizon, n) == context
 
 
 def test_horizon_follows_fh(method):
@@ -255,6 +258,16 @@ def test_scaling_is_a_switch(method):
     y = monthly(columns=2) * [1, 100]  # without scaling the second column is all that counts
     forecasts = [method.sktime(scaling=s).fit(y).predict([1, 2]) for s in ("standard", None)]
     assert not np.allclose(forecasts[0]["v0"], forecasts[1]["v0"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"few_shot": 0.5}, {"validation_split": 0.5}])
+def test_scales_are_those_of_the_training_part(method, change):
+    y = monthly(60)
+    later = y.copy()
+    later.iloc[30:] += 100
+    scales = [method.sktime(horizon=6, **change).fit(v)._scales[None] for v in (y, later)]
+    np.testing.assert_array_equal(*scales)
+    np.testing.assert_allclose(scales[0][0], y[:30].mean())
 
 
 def test_a_constant_series_stays_constant(method):

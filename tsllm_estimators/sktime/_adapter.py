@@ -13,11 +13,12 @@ from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
 
 from tsllm_estimators._validate import check_choice, check_integer, check_number
 from tsllm_estimators.sktime._engine import LIKELIHOODS, Engine
-
-# Steps of one season, by the unit of the frequency; the horizon when nobody asks for another.
-_SEASONS = {"Y": 4, "A": 4, "Q": 4, "M": 12, "W": 13, "B": 5, "D": 7, "h": 24, "min": 60, "s": 60}
-_SEASON = 12
-_MAX_CONTEXT = 512
+from tsllm_estimators.sktime._index import (
+    default_context,
+    default_horizon,
+    last_of,
+    split_instances,
+)
 
 
 def set_parameters(estimator: Any, arguments: Mapping[str, Any]) -> None:
@@ -115,17 +116,17 @@ class NetworkForecaster(BaseForecaster):
 
     def _fit(self, y: pd.DataFrame, X: Any, fh: ForecastingHorizon | None) -> "NetworkForecaster":
         self._check_arguments()
-        instances = _instances(y)
+        instances = split_instances(y)
         lengths = [len(frame) for frame in instances.values()]
         steps = None if fh is None else self._longest_step(fh, instances)
         first = next(iter(instances.values()))
-        horizon = self.horizon or steps or _default_horizon(first.index, max(lengths))
-        context_length = self.context_length or _default_context(horizon, max(lengths))
+        horizon = self.horizon or steps or default_horizon(first.index, max(lengths))
+        context_length = self.context_length or default_context(horizon, max(lengths))
         self._cur_y = y
-        self._scales = {key: self._scale_of(frame) for key, frame in instances.items()}
         self._engine = Engine(
             self._model_class(), self._model_arguments(context_length, horizon), self.likelihood
         )
+        self._scales = {key: self._scale_of(frame) for key, frame in instances.items()}
         if min(lengths) < (context_length + horizon) / 2:
             warnings.warn(
                 f"The shortest series has {min(lengths)} points, less than half of "
@@ -140,20 +141,26 @@ class NetworkForecaster(BaseForecaster):
     def _train(self, epochs: int = 0) -> None:
         engine = self._engine
         series, validation = [], []
-        for key, frame in _instances(self._cur_y).items():
+        for key, frame in split_instances(self._cur_y).items():
             values = self._scaled(key, frame)
-            kept = len(values)
+            kept = self._training_length(len(values))
             if self.validation_split is not None:
-                kept -= max(engine.horizon, math.ceil(self.validation_split * len(values)))
                 validation.append(_padded(values[max(0, kept - engine.context_length) :], engine))
-            series.append(_padded(values[: max(1, kept)], engine))
+            series.append(_padded(values[:kept], engine))
         engine.fit(series, validation or None, epochs)
+
+    def _training_length(self, n_points: int) -> int:
+        """Return how many points of a series are not kept for validation, one at least."""
+        if self.validation_split is None:
+            return n_points
+        kept = max(self._engine.horizon, math.ceil(self.validation_split * n_points))
+        return max(1, n_points - kept)
 
     def _update(
         self, y: pd.DataFrame, X: Any = None, update_params: bool = True
     ) -> "NetworkForecaster":
         self._cur_y = update_data(self._cur_y, y)
-        for key, frame in _instances(self._cur_y).items():
+        for key, frame in split_instances(self._cur_y).items():
             if key not in self._scales:
                 self._scales[key] = self._scale_of(frame)
         if update_params:
@@ -199,7 +206,7 @@ class NetworkForecaster(BaseForecaster):
         ``frame_of`` the values of one instance (step, c, k) to its rows. Steps up to 0 are
         fitted values: the forecast one step ahead of everything before it.
         """
-        instances = _instances(self._cur_y)
+        instances = split_instances(self._cur_y)
         steps, indices = {}, {}
         for key, frame in instances.items():
             steps[key], indices[key] = self._steps(fh, frame.index)
@@ -246,7 +253,7 @@ class NetworkForecaster(BaseForecaster):
 
     def _explainable(self, y: pd.DataFrame | None) -> tuple[Any, np.ndarray, list[Hashable]]:
         """Return the darts model, a series in its units (t, c) and the columns, for ``explain``."""
-        key, frame = next(iter(_instances(self._cur_y).items()))
+        key, frame = next(iter(split_instances(self._cur_y).items()))
         frame = frame if y is None else pd.DataFrame(y)
         return self._engine.model, self._scaled(key, frame), list(frame.columns)
 
@@ -254,7 +261,7 @@ class NetworkForecaster(BaseForecaster):
 
     def _steps(self, fh: ForecastingHorizon, index: pd.Index) -> tuple[np.ndarray, pd.Index]:
         """Return the steps of ``fh`` from the end of an instance, and the index they stand at."""
-        cutoff = _cutoff(index, self.cutoff)
+        cutoff = last_of(index, self.cutoff)
         steps = np.asarray(fh.to_relative(cutoff).to_pandas(), dtype=int)
         return steps, fh.to_absolute_index(cutoff)
 
@@ -319,6 +326,7 @@ class NetworkForecaster(BaseForecaster):
         values = frame.to_numpy(np.float64)
         if self.scaling is None:
             return np.zeros(values.shape[1]), np.ones(values.shape[1])
+        values = values[: math.ceil((self.few_shot or 1) * self._training_length(len(values)))]
         mean, deviation = values.mean(0), values.std(0)
         # a constant column has a deviation of rounding errors, if not of 0
         negligible = deviation <= 1e-12 * np.abs(values).max(0)
@@ -327,42 +335,6 @@ class NetworkForecaster(BaseForecaster):
     def _scaled(self, key: Hashable, frame: pd.DataFrame) -> np.ndarray:
         mean, deviation = self._scales[key]
         return (frame.to_numpy(np.float64) - mean) / deviation
-
-
-def _instances(y: pd.DataFrame) -> dict[Hashable, pd.DataFrame]:
-    """Split a panel or hierarchy into its series; a single series has the key None."""
-    if not isinstance(y.index, pd.MultiIndex):
-        return {None: y}
-    levels: list[Hashable] = list(range(y.index.nlevels - 1))
-    groups = y.groupby(level=levels if len(levels) > 1 else 0, sort=False)
-    return {key: group.droplevel(levels) for key, group in groups}
-
-
-def _cutoff(index: pd.Index, known: pd.Index) -> pd.Index:
-    """Return the last element of an index, with the frequency that sktime needs."""
-    if not isinstance(index, pd.DatetimeIndex):
-        return index[-1:]
-    freq = index.freq or getattr(known, "freq", None) or pd.infer_freq(index)
-    return pd.DatetimeIndex(index[-1:], freq=freq)  # type: ignore[arg-type]
-
-
-def _default_horizon(index: pd.Index, n_points: int) -> int:
-    season = _SEASON
-    if isinstance(index, pd.PeriodIndex | pd.DatetimeIndex):
-        freq = index.freqstr
-        if freq is None and len(index) > 2:
-            freq = pd.infer_freq(index)  # type: ignore[arg-type]
-        unit = (freq or "").lstrip("0123456789-").split("-")[0]
-        for name in (unit, unit.rstrip("ES")):  # month end and start: ME, MS
-            season = _SEASONS.get(name, season)
-    return max(1, min(season, n_points // 4))
-
-
-def _default_context(horizon: int, n_points: int) -> int:
-    """Return four horizons, less where that leaves too few training windows."""
-    windows = max(min(32, n_points // 3), n_points // 4)
-    longest = n_points - horizon + 1 - windows
-    return max(min(4 * horizon, longest, _MAX_CONTEXT), min(horizon, 8))
 
 
 def _context(values: np.ndarray, engine: Engine) -> np.ndarray:
