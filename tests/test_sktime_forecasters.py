@@ -496,3 +496,13 @@ def test_construction_and_use_are_silent(method, capfd):
 def test_verbose_shows_progress(method, capfd):
     method.sktime(verbose=True).fit(monthly())
     assert "Epoch" in "".join(capfd.readouterr())
+
+
+def test_trainer_kwargs_take_a_logger_and_survive_a_pickle(method, tmp_path):
+    from pytorch_lightning.loggers import CSVLogger
+
+    kwargs = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
+    forecaster = method.sktime(trainer_kwargs=kwargs).fit(monthly())
+    assert list(tmp_path.rglob("metrics.csv"))
+    twin = pickle.loads(pickle.dumps(forecaster))
+    pd.testing.assert_frame_equal(twin.predict([1]), forecaster.predict([1]), rtol=0)

@@ -260,3 +260,16 @@ def test_a_backbone_of_another_dtype_stays_that_way(method, tmp_path):
     dtypes = {p.dtype for p in loaded.model.parameters()}
     assert dtypes == {torch.float32, torch.bfloat16}
     assert np.array_equal(values(loaded), values(model))
+
+
+def test_a_logger_sees_every_loss_by_name(method, tmp_path):
+    import pandas as pd
+    from pytorch_lightning.loggers import CSVLogger
+
+    model, _ = fit(
+        method, pl_trainer_kwargs={"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
+    )
+    logged = pd.read_csv(tmp_path / "lightning_logs" / "version_0" / "metrics.csv")
+    names = {f"train_{name}" for name in model.model.network.loss_weights()}
+    assert {"train_task_loss", "train_loss", *names} <= set(logged.columns)
+    assert len(logged) > 2
