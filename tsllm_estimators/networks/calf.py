@@ -167,7 +167,7 @@ class CALF(Network):
     """The network of CALF."""
 
     Config = CALFConfig
-    learning_rate = 2e-4
+    learning_rate = 2e-4  # 5e-4 in the paper, see docs/deviations.md
 
     principal_words: Tensor
 
