@@ -113,8 +113,8 @@ def test_backtest(method):
 def test_likelihoods_train_and_sample(method, likelihood):
     model = method.darts(likelihood=likelihood).fit(dated(2))
     if likelihood is None:
-        with pytest.raises(ValueError, match="num_samples"):
-            method.darts(n_epochs=1).fit(dated()).predict(3, num_samples=2)
+        samples = model.predict(3, num_samples=4).all_values()
+        assert (samples == samples[..., :1]).all()  # a point forecast has no spread
         return
     samples = model.predict(15, num_samples=20)
     assert samples.shape == (15, 2, 20)
@@ -184,13 +184,6 @@ def test_equal_losses_by_either_argument_learn_the_same(method):
     own = method.darts(task_loss="l1").fit(dated()).predict(6)
     torchs = method.darts(loss_fn=torch.nn.L1Loss()).fit(dated()).predict(6)
     np.testing.assert_allclose(own.values(), torchs.values(), rtol=1e-4, atol=1e-5)
-
-
-def test_covariates_are_refused(method):
-    covariates = dated(n=100)
-    for name in ("past_covariates", "future_covariates"):
-        with pytest.raises(ValueError, match=f"does not support `{name}`"):
-            method.darts().fit(dated(), **{name: covariates})
 
 
 def test_double_precision_series(method):

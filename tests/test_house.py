@@ -112,7 +112,10 @@ def test_all_estimators_lists_the_public_classes():
 
 
 # The hosts' own words: everything else has one name and one default in both faces.
-DARTS_WORDS = {"input_chunk_length", "output_chunk_length", "output_chunk_shift", "n_epochs"}
+DARTS_WORDS = {
+    *("input_chunk_length", "output_chunk_length", "output_chunk_shift", "n_epochs"),
+    "use_static_covariates",
+}
 SKTIME_WORDS = {
     *("context_length", "horizon", "num_epochs", "max_steps", "max_time", "num_update_epochs"),
     *("likelihood", "num_samples", "scaling", "broadcasting", "validation_split"),

@@ -4,22 +4,24 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
 
 from tsllm_estimators._options import EngineOptions
-from tsllm_estimators._validate import check_integer
+from tsllm_estimators._validate import check_bool, check_integer
 from tsllm_estimators.darts._callbacks import BestWeights, MovingAverage
+from tsllm_estimators.darts._checks import check_finite, check_observed
 from tsllm_estimators.darts._compat import MixedCovariatesTorchModel, TorchTrainingSample
 from tsllm_estimators.darts._likelihoods import parameter_kinds
 from tsllm_estimators.darts._module import NetworkModule
 from tsllm_estimators.darts._runtime import exclusive, exclusively
 from tsllm_estimators.llm.backbone import plain_adapter
 from tsllm_estimators.networks import network_class
-from tsllm_estimators.networks.base import Shapes
+from tsllm_estimators.networks.base import Batch, Shapes
 
-_UNIT_WINDOWS = 1024  # as many training windows, evenly spread, measure the unit of the data
+_MEASURED_WINDOWS = 1024  # as many, evenly spread, measure the unit of the data
 
 
 class NetworkModel(MixedCovariatesTorchModel):
@@ -35,9 +37,12 @@ class NetworkModel(MixedCovariatesTorchModel):
         Steps between the end of the input and the start of the forecast.
     n_epochs : int
         Epochs of training.
+    use_static_covariates : bool
+        Use the static covariates of the series, if they have any.
     **kwargs
         Any argument of darts' torch models: ``likelihood`` (None: point forecasts trained with
-        the method's own loss), ``loss_fn``, ``batch_size``, ``optimizer_kwargs`` (``lr``),
+        the method's own loss; Gaussian, Laplace, Cauchy, Gumbel, quantiles; any other with
+        ``normalization=None``), ``loss_fn``, ``batch_size``, ``optimizer_kwargs`` (``lr``),
         ``lr_scheduler_cls``, ``random_state``, ``pl_trainer_kwargs``, ``save_checkpoints``...
     """
 
@@ -51,6 +56,7 @@ class NetworkModel(MixedCovariatesTorchModel):
         with exclusive():
             super().__init__(**self._extract_torch_model_params(**self.model_params))
         self.pl_module_params = self._extract_pl_module_params(**self.model_params)
+        self._considers_static_covariates = self.model_params["use_static_covariates"]
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -58,7 +64,8 @@ class NetworkModel(MixedCovariatesTorchModel):
         arguments = self.model_params
         check_integer("input_chunk_length", arguments["input_chunk_length"], 1)
         check_integer("output_chunk_length", arguments["output_chunk_length"], 1)
-        parameter_kinds(arguments.get("likelihood"))
+        parameter_kinds(arguments.get("likelihood"), arguments["normalization"])
+        check_bool("use_static_covariates", arguments["use_static_covariates"])
         if arguments.get("use_reversible_instance_norm"):
             raise ValueError(
                 "use_reversible_instance_norm must be False: the network normalises each window "
@@ -88,13 +95,18 @@ class NetworkModel(MixedCovariatesTorchModel):
         return EngineOptions(**{name: self.model_params[name] for name in names})
 
     def _create_model(self, train_sample: TorchTrainingSample) -> NetworkModule:
-        kinds, location = parameter_kinds(self.likelihood)
+        kinds, location = parameter_kinds(self.likelihood, self._settings["normalization"])
+        n_components = train_sample.component_dims()
+        static = train_sample.static_covariates
         shapes = Shapes(
             context_length=self.model_params["input_chunk_length"],
             horizon=self.model_params["output_chunk_length"],
-            n_variates=train_sample.past_target.shape[1],
+            n_variates=n_components["past_target"],
             parameters=kinds,
             location=location,
+            n_past_covariates=n_components["past_covariates"] or 0,
+            n_future_covariates=n_components["future_covariates"] or 0,
+            n_static_covariates=0 if static is None else static.size,
         )
         uses_task_loss = self.likelihood is None and self.model_params.get("loss_fn") is None
         return NetworkModule(
@@ -131,7 +143,7 @@ class NetworkModel(MixedCovariatesTorchModel):
         is_new = self.model is None
         parameters = super()._setup_for_train(train_dataset, *args, **kwargs)
         if is_new:
-            parameters["model"].network.unit.fill_(_standard_deviation(train_dataset))
+            parameters["model"].network.measure(_windows(train_dataset))
         has_validation = parameters["datamodule"].val_dataset is not None
         self._add_callbacks(parameters["trainer"], has_validation)
         return parameters
@@ -192,13 +204,44 @@ class NetworkModel(MixedCovariatesTorchModel):
 
     @property
     def supports_past_covariates(self) -> bool:
-        """False: darts refuses them with an error."""
-        return False
+        """Whether the method uses past covariates; darts refuses them where not."""
+        return "past" in network_class(self.method).covariates_used
 
     @property
     def supports_future_covariates(self) -> bool:
-        """False: darts refuses them with an error."""
-        return False
+        """Whether the method uses future covariates; darts refuses them where not."""
+        return "future" in network_class(self.method).covariates_used
+
+    @property
+    def supports_static_covariates(self) -> bool:
+        """Whether the method uses static covariates; darts leaves them out where not."""
+        return "static" in network_class(self.method).covariates_used
+
+    def _build_train_dataset(
+        self, series: Any, past_covariates: Any, future_covariates: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        check_observed("series", series)
+        check_finite("past_covariates", past_covariates)
+        check_finite("future_covariates", future_covariates)
+        return super()._build_train_dataset(
+            series, past_covariates, future_covariates, *args, **kwargs
+        )
+
+    def _build_inference_dataset(
+        self,
+        n: int,
+        series: Any,
+        past_covariates: Any,
+        future_covariates: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        check_finite("series", series)
+        check_finite("past_covariates", past_covariates)
+        check_finite("future_covariates", future_covariates)
+        return super()._build_inference_dataset(
+            n, series, past_covariates, future_covariates, *args, **kwargs
+        )
 
     @property
     def _ckpt_skipped_params(self) -> list[str]:
@@ -213,15 +256,22 @@ class NetworkModel(MixedCovariatesTorchModel):
     scale_batch_size = exclusively(MixedCovariatesTorchModel.scale_batch_size)
 
 
-def _standard_deviation(dataset: Any) -> float:
-    """Return the standard deviation of the target within its variates, over training windows."""
-    step = max(1, len(dataset) // _UNIT_WINDOWS)
+def _windows(dataset: Any) -> Batch:
+    """Return training windows, evenly spread over the dataset, their horizon included."""
+    step = max(1, len(dataset) // _MEASURED_WINDOWS)
     samples = [dataset[index] for index in range(0, len(dataset), step)]
-    values = torch.stack(
-        [
-            torch.cat([torch.from_numpy(s.past_target), torch.from_numpy(s.future_target)])
-            for s in samples
-        ]
-    ).double()
-    deviation = values.flatten(0, 1).var(0, correction=0).mean().sqrt().item()
-    return deviation if deviation > 0 else 1.0
+
+    def stacked(*names: str) -> torch.Tensor | None:
+        if getattr(samples[0], names[0]) is None:
+            return None
+        windows = [np.concatenate([getattr(s, name) for name in names]) for s in samples]
+        return torch.from_numpy(np.stack(windows).astype(np.float64))
+
+    target, static = stacked("past_target", "future_target"), stacked("static_covariates")
+    assert target is not None
+    return Batch(
+        past_target=target,
+        past_covariates=stacked("past_covariates"),
+        future_covariates=stacked("historic_future_covariates", "future_covariates"),
+        static_covariates=None if static is None else static.flatten(1),
+    )

@@ -5,6 +5,7 @@ from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorc
 from darts.utils.data.torch_datasets.utils import (
     PLModuleInput,
     PLModuleOutput,
+    TorchInferenceBatch,
     TorchTrainingSample,
 )
 from darts.utils.likelihood_models.torch import TorchLikelihood
@@ -14,6 +15,7 @@ __all__ = [
     "PLForecastingModule",
     "PLModuleInput",
     "PLModuleOutput",
+    "TorchInferenceBatch",
     "TorchLikelihood",
     "TorchTrainingSample",
 ]

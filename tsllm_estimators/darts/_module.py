@@ -1,13 +1,18 @@
 """The one Lightning shell: any network of this package as a darts module."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tsllm_estimators.darts._compat import PLForecastingModule, PLModuleInput, PLModuleOutput
+from tsllm_estimators.darts._compat import (
+    PLForecastingModule,
+    PLModuleInput,
+    PLModuleOutput,
+    TorchInferenceBatch,
+)
 from tsllm_estimators.darts._likelihoods import QuantileRegression
 from tsllm_estimators.networks import network_class
 from tsllm_estimators.networks.base import Batch, Shapes
@@ -18,9 +23,18 @@ _LR_FLOOR = 1e-8  # of the cosine schedule
 
 @dataclass(slots=True)
 class NetworkOutput(PLModuleOutput):
-    """A forecast with the auxiliary losses of its network."""
+    """A forecast with the auxiliary losses of its network.
+
+    Attributes
+    ----------
+    losses : dict of str to Tensor
+        Auxiliary losses by name.
+    has_context : Tensor
+        Whether anything was observed in the context of a variate, shape (b, 1, c).
+    """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
+    has_context: Tensor = field(default_factory=lambda: torch.ones(()))
 
 
 class NetworkModule(PLForecastingModule):
@@ -57,6 +71,10 @@ class NetworkModule(PLForecastingModule):
         self.network = network(network.Config(**settings), Shapes(**shapes))
         self._task_loss = task_loss
         self._lr_schedule = lr_schedule
+        self.pred_num_samples: int | None
+        self._n_windows = 0
+        self._is_first_chunk = False
+        self._first_output: NetworkOutput | None = None
 
     def on_fit_start(self) -> None:
         """Train: Lightning leaves the mode as it finds it, and a prediction leaves it at eval."""
@@ -65,17 +83,33 @@ class NetworkModule(PLForecastingModule):
 
     def forward(self, x_in: PLModuleInput) -> NetworkOutput:
         """Forecast a batch of darts."""
-        forecast = self.network(Batch(past_target=x_in.past_target))
-        return NetworkOutput(prediction=forecast.parameters, losses=forecast.losses)
+        forecast = self.network(self._batch(x_in))
+        has_context = x_in.past_target.isnan().all(1, keepdim=True).logical_not()
+        return NetworkOutput(
+            prediction=forecast.parameters, losses=forecast.losses, has_context=has_context
+        )
+
+    def _batch(self, x_in: PLModuleInput) -> Batch:
+        future, static = x_in.future_covariates, x_in.static_covariates
+        if future is not None:
+            # a forecast shorter than the horizon may know less of the future: that is missing
+            missing = self.network.shapes.horizon - future.shape[1]
+            future = torch.nn.functional.pad(future, (0, 0, 0, missing), value=math.nan)
+            future = torch.cat([x_in.historic_future_covariates, future], 1)
+        return Batch(
+            past_target=x_in.past_target,
+            past_covariates=x_in.past_covariates,
+            future_covariates=future,
+            static_covariates=None if static is None else static.flatten(1),
+        )
+
+    # losses ---------------------------------------------------------------------------------
 
     def _compute_loss(
         self, output: NetworkOutput, target: Tensor, criterion: Any, sample_weight: Tensor | None
     ) -> Tensor:
         """Return the task loss; in training, the auxiliary losses are added to it."""
-        if self._task_loss is None:
-            loss = super()._compute_loss(output, target, criterion, sample_weight)
-        else:
-            loss = self._distance(self._task_loss, output.prediction[..., 0], target, sample_weight)
+        loss = self._task_loss_of(output, target, criterion, sample_weight)
         if not output.losses:
             return loss
         batch_size = len(target)
@@ -86,6 +120,37 @@ class NetworkModule(PLForecastingModule):
             self.log(f"train_{name}", value, batch_size=batch_size)
             loss = loss + scale * weights[name] * value
         return loss
+
+    def _task_loss_of(
+        self, output: NetworkOutput, target: Tensor, criterion: Any, sample_weight: Tensor | None
+    ) -> Tensor:
+        """Return the mean loss of what was observed, where the context says anything about it."""
+        counts = target.isnan().logical_or(~output.has_context).logical_not()
+        share: Tensor | float = 1.0
+        if not counts.all():
+            if not counts.any():
+                return output.prediction.sum() * 0.0
+            share = counts.to(target.dtype).mean()
+            if self._task_loss is None and self.likelihood is None:
+                # a loss of the user need not know weights: equality costs nothing
+                target = torch.where(counts, target, output.prediction[..., 0].detach())
+            else:
+                # any value within the support, as its weight is 0
+                target = torch.where(counts, target, target[counts][0])
+                weight = 1.0 if sample_weight is None else sample_weight
+                sample_weight = counts * weight / share
+                share = 1.0
+        if self._task_loss is None:
+            return super()._compute_loss(output, target, criterion, sample_weight) / share
+        return self._distance(self._task_loss, output.prediction[..., 0], target, sample_weight)
+
+    def _update_metrics(self, output: NetworkOutput, target: Tensor, metrics: Any) -> None:
+        """Update torch's metrics with the steps that were observed."""
+        observed = target.isnan().any(-1).logical_not()
+        if len(metrics) and not observed.all():
+            output = output.replace(prediction=output.prediction[observed].unsqueeze(1))
+            target = target[observed].unsqueeze(1)
+        super()._update_metrics(output, target, metrics)
 
     def _distance(
         self, name: str, forecast: Tensor, target: Tensor, weight: Tensor | None
@@ -103,6 +168,71 @@ class NetworkModule(PLForecastingModule):
         if self.likelihood is not None:
             return int(isinstance(self.likelihood, QuantileRegression))
         return 2 if isinstance(self.criterion, torch.nn.MSELoss) else 1
+
+    # prediction -----------------------------------------------------------------------------
+
+    def predict_step(
+        self, batch: TorchInferenceBatch, batch_idx: int, dataloader_idx: int | None = None
+    ) -> Any:
+        """Forecast windows; every sample of a window is drawn from one pass of the network."""
+        self._refuse_empty_contexts(batch)
+        n_samples, varies = self.pred_num_samples, self.likelihood or self.pred_mc_dropout
+        self._n_windows = len(batch.past_target)
+        self.pred_num_samples = n_samples if varies else 1
+        samples, schemas, times = super().predict_step(batch, batch_idx, dataloader_idx)
+        self.pred_num_samples, self._first_output = n_samples, None
+        return samples if varies else samples.tile(n_samples, 1, 1, 1), schemas, times
+
+    def _get_batch_prediction(self, n: int, input_batch: Any, roll_size: int) -> Tensor:
+        self._is_first_chunk = True
+        return super()._get_batch_prediction(n, input_batch, roll_size)
+
+    def _produce_predict_output(self, x: PLModuleInput) -> PLModuleOutput:
+        """Sample from the network's output.
+
+        Before the first chunk of a forecast all copies of a window are equal: the network sees
+        it once, and its output is copied. The chunks after it start from the samples.
+        """
+        if not self._is_first_chunk or self.pred_mc_dropout:
+            return super()._produce_predict_output(x)
+        self._is_first_chunk = False
+        if self._first_output is None:
+            self._first_output = self(_first(x, self._n_windows))
+        n_copies = len(x.past_target) // self._n_windows
+        prediction = self._first_output.prediction.tile(n_copies, 1, 1, 1)
+        return self._drawn(self._first_output.replace(prediction=prediction))
+
+    def _drawn(self, output: PLModuleOutput) -> PLModuleOutput:
+        """Return what the likelihood makes of an output of the network."""
+        prediction = output.prediction
+        if self.likelihood is None:
+            prediction = prediction[..., 0]
+        elif self.predict_likelihood_parameters:
+            prediction = self.likelihood.predict_likelihood_parameters(prediction)
+        else:
+            prediction = self.likelihood.sample(prediction)
+        return output.replace(prediction=prediction)
+
+    def _refuse_empty_contexts(self, batch: TorchInferenceBatch) -> None:
+        empty = batch.past_target.isnan().all(1)
+        if not empty.any():
+            return
+        window, variate = (int(i) for i in empty.nonzero()[0])
+        name = list(batch.series_schema[window]["columns"])[variate]
+        raise ValueError(
+            f"series: component {name!r} has no observation in the {self.input_chunk_length} steps "
+            f"from which the forecast at {batch.pred_time[window]} starts; fill the gap, or choose "
+            "an input_chunk_length that reaches back beyond it."
+        )
+
+    def _get_mc_dropout_modules(self) -> set[Any]:
+        return {self.network} if self.network.has_dropout else set()
+
+    def set_mc_dropout(self, active: bool) -> None:
+        """Drop in prediction as in training, for ``predict(..., mc_dropout=True)``."""
+        self.network.activate_dropout(bool(active))
+
+    # optimiser ------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser on what trains, with the network's groups and the schedule."""
@@ -144,3 +274,13 @@ class NetworkModule(PLForecastingModule):
         """Cast to the precision of the data; float32 leaves a backbone of another dtype alone."""
         if dtype != torch.float32:
             super().to_dtype(dtype)
+
+
+def _first(x_in: PLModuleInput, n_windows: int) -> PLModuleInput:
+    """Return the first windows of an input."""
+    tensors = {
+        f.name: value[:n_windows]
+        for f in fields(x_in)
+        if isinstance(value := getattr(x_in, f.name), Tensor)
+    }
+    return x_in.replace(**tensors)

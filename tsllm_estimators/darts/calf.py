@@ -49,6 +49,7 @@ class CALFModel(NetworkModel):
         backbone_layers: int | None = None,
         backbone_weights: str = "pretrained",
         backbone_kwargs: dict[str, Any] | None = None,
+        normalization: str | None = "window",
         causal: bool | None = None,
         adapter: Any = "lora",
         lora_rank: int = 8,
@@ -72,6 +73,7 @@ class CALFModel(NetworkModel):
         early_stopping_patience: int | None = 10,
         few_shot: float | None = None,
         n_epochs: int = 20,
+        use_static_covariates: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__()

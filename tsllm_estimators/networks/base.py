@@ -26,12 +26,14 @@ class Shapes:
         H, time steps that it forecasts at once.
     n_variates : int
         C, components of the target.
-    parameters : tuple of {"location", "scale"}
+    parameters : tuple of {"location", "scale", "free"}
         Kind of each number that the network gives per step and variate: a location (a point
         forecast, a mean, a quantile) moves and stretches with the data, a scale (the inverse
-        softplus of a width) only stretches.
+        softplus of a width) only stretches, any other parameter is free of the data's units.
     location : int
         Index of the parameter that stands for the point forecast.
+    n_past_covariates, n_future_covariates, n_static_covariates : int
+        Components of each kind of covariates.
     """
 
     context_length: int
@@ -39,27 +41,42 @@ class Shapes:
     n_variates: int
     parameters: tuple[str, ...] = ("location",)
     location: int = 0
+    n_past_covariates: int = 0
+    n_future_covariates: int = 0
+    n_static_covariates: int = 0
 
     def __post_init__(self) -> None:
         check_integer("context_length", self.context_length, 1)
         check_integer("horizon", self.horizon, 1)
         check_integer("n_variates", self.n_variates, 1)
         for kind in self.parameters:
-            check_choice("parameters", kind, ("location", "scale"))
+            check_choice("parameters", kind, ("location", "scale", "free"))
         check_choice("location", self.location, range(len(self.parameters)))
+        for kind in ("past", "future", "static"):
+            name = f"n_{kind}_covariates"
+            check_integer(name, getattr(self, name), 0)
 
 
 @dataclass
 class Batch:
-    """Input of a network.
+    """Input of a network, in the units of the data; NaN stands for a missing value.
 
     Attributes
     ----------
     past_target : Tensor
-        The context, shape (b, L, c), in the units of the data.
+        The context, shape (b, L, c).
+    past_covariates : Tensor, optional
+        What is known of the context only, shape (b, L, n_past_covariates).
+    future_covariates : Tensor, optional
+        What is known of the context and the horizon, shape (b, L + H, n_future_covariates).
+    static_covariates : Tensor, optional
+        What is known of the series, shape (b, n_static_covariates).
     """
 
     past_target: Tensor
+    past_covariates: Tensor | None = None
+    future_covariates: Tensor | None = None
+    static_covariates: Tensor | None = None
 
 
 @dataclass
@@ -100,16 +117,22 @@ class NetworkConfig:
         ``quantization_config``, ``attn_implementation``, ``trust_remote_code``,
         ``local_files_only``, settings of the model's config) and ``seed`` (0) of random weights;
         for the three stand-ins ``hidden_size`` (384) and ``num_attention_heads`` (12).
+    normalization : "window" or None
+        Give each window and variate mean 0 and deviation 1, and bring the forecast back. None
+        only divides by the standard deviation of the training data: zeros stay zeros and signs
+        stay signs, as likelihoods of positive values and of counts need it.
     """
 
     backbone: str = DEFAULT_BACKBONE
     backbone_layers: int | None = None
     backbone_weights: str = "pretrained"
     backbone_kwargs: dict[str, Any] | None = None
+    normalization: str | None = "window"
 
     def __post_init__(self) -> None:
         check_integer("backbone_layers", self.backbone_layers, 1, optional=True)
         check_choice("backbone_weights", self.backbone_weights, ("pretrained", "random"))
+        check_choice("normalization", self.normalization, ("window", None))
         if self.backbone_kwargs is not None and not isinstance(self.backbone_kwargs, dict):
             raise TypeError(
                 f"backbone_kwargs must be a dict or None, found {self.backbone_kwargs!r}."
@@ -127,13 +150,17 @@ class Network(nn.Module):
     Attributes
     ----------
     unit : Tensor
-        Standard deviation of the training target, a buffer that the engine sets once (1 before).
-        Whatever would depend on the units of the data is expressed in it, so that y and
+        Standard deviation of the training target, a buffer that :meth:`measure` sets once (1
+        before). Whatever would depend on the units of the data is expressed in it, so that y and
         1000 y + 7 train alike.
     """
 
     Config: ClassVar[type[NetworkConfig]]
     learning_rate: ClassVar[float] = 1e-3
+    covariates_used: ClassVar[frozenset[str]] = frozenset({"past", "future", "static"})
+    # What may train alone, as prefixes of names: the forecast head, and with it what is trainable
+    # in the language model.
+    parts: ClassVar[dict[str, tuple[str, ...]]]
 
     unit: Tensor
 
@@ -147,6 +174,21 @@ class Network(nn.Module):
         """Forecast the ``H`` steps after the context."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def measure(self, windows: Batch) -> None:
+        """Set the buffers that describe the training data.
+
+        Parameters
+        ----------
+        windows : Batch
+            Training windows, whose ``past_target`` goes on over the horizon, in float64.
+        """
+        values = windows.past_target.flatten(0, 1)
+        centred = values - values.nanmean(0)
+        deviation = centred.square().nanmean(0).nanmean().sqrt()
+        if deviation > 0:  # neither constant nor wholly missing
+            self.unit.copy_(deviation)
+
     def loss_weights(self) -> dict[str, float]:
         """Return the weight of each auxiliary loss, by name."""
         return {}
@@ -154,3 +196,19 @@ class Network(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what trains, in optimiser groups; a group may set its own ``lr``."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def train_part(self, part: str) -> None:
+        """Freeze all of what trains but one of the ``parts``, ``"head"`` or ``"adapter"``."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith(self.parts[part]):
+                parameter.requires_grad_(False)
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything is dropped in training."""
+        return any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules())
+
+    def activate_dropout(self, active: bool) -> None:
+        """Drop as in training while the network itself, and so its losses, stay as they are."""
+        for child in self.children():
+            child.train(active)

@@ -1,4 +1,4 @@
-"""Parts that two methods or more share: distances, window normalisation, heads."""
+"""Parts that two methods or more share: distances, normalisation, covariates, heads."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tsllm_estimators.networks.base import Batch, Shapes
 
 
 def _smape(first: Tensor, second: Tensor) -> Tensor:
@@ -33,28 +35,38 @@ class WindowStatistics(NamedTuple):
     scale: Tensor
 
 
-def normalize_window(window: Tensor, unit: Tensor) -> tuple[Tensor, WindowStatistics]:
+def normalize_window(
+    window: Tensor, unit: Tensor, normalization: str | None = "window"
+) -> tuple[Tensor, WindowStatistics]:
     """Give each window and variate mean 0 and standard deviation 1.
 
     Parameters
     ----------
     window : Tensor
-        Shape (b, t, c), in the units of the data.
+        Shape (b, t, c), in the units of the data; NaN where nothing was observed.
     unit : Tensor
         Standard deviation of the training data; the usual 1e-5 that keeps a constant window
         finite is counted in its square.
+    normalization : "window" or None
+        None divides by ``unit`` and leaves the location alone.
 
     Returns
     -------
     Tensor
-        Shape (b, t, c), without a unit.
+        Shape (b, t, c), without a unit; what is missing stands at the mean of what is not.
     WindowStatistics
         What :func:`restore_parameters` needs; constant for the gradient.
     """
-    location = window.mean(1, keepdim=True).detach()
-    variance = window.var(1, keepdim=True, correction=0).detach()
-    statistics = WindowStatistics(location, (variance + 1e-5 * unit**2).sqrt())
-    return (window - location) / statistics.scale, statistics
+    observed = ~window.isnan()
+    n_observed = observed.sum(1, keepdim=True).clamp_min(1)
+    mean = window.nan_to_num(nan=0.0).sum(1, keepdim=True).div(n_observed).detach()
+    centred = torch.where(observed, window - mean, 0.0)
+    if normalization is None:
+        scale = unit.expand_as(mean)
+        return (centred + mean) / scale, WindowStatistics(torch.zeros_like(mean), scale)
+    variance = centred.square().sum(1, keepdim=True).div(n_observed).detach()
+    statistics = WindowStatistics(mean, (variance + 1e-5 * unit**2).sqrt())
+    return centred / statistics.scale, statistics
 
 
 def restore_parameters(
@@ -68,20 +80,21 @@ def restore_parameters(
         Shape (b, h, c, p).
     statistics : WindowStatistics
         Of the window.
-    kinds : sequence of {"location", "scale"}
+    kinds : sequence of {"location", "scale", "free"}
         Kind of each parameter. A location is multiplied and moved. A scale s reaches the
-        likelihood as softplus(s), so the widths, not the raw numbers, are multiplied.
+        likelihood as softplus(s), so the widths, not the raw numbers, are multiplied. A free
+        parameter stays as it is.
     """
-    location, scale = (value.unsqueeze(-1) for value in statistics)
-    if "scale" not in kinds:
-        return parameters * scale + location
-    restored = [
-        values * scale[..., 0] + location[..., 0]
-        if kind == "location"
-        else inverse_softplus(F.softplus(values) * scale[..., 0])
-        for values, kind in zip(parameters.unbind(-1), kinds, strict=True)
-    ]
-    return torch.stack(restored, -1)
+    location, scale = statistics
+    if set(kinds) == {"location"}:
+        return parameters * scale.unsqueeze(-1) + location.unsqueeze(-1)
+    restore = {
+        "location": lambda values: values * scale + location,
+        "scale": lambda values: inverse_softplus(F.softplus(values) * scale),
+        "free": lambda values: values,
+    }
+    pairs = zip(parameters.unbind(-1), kinds, strict=True)
+    return torch.stack([restore[kind](values) for values, kind in pairs], -1)
 
 
 def inverse_softplus(width: Tensor) -> Tensor:
@@ -89,6 +102,78 @@ def inverse_softplus(width: Tensor) -> Tensor:
     width = width.clamp_min(torch.finfo(width.dtype).tiny)
     small = width.clamp_max(20.0)  # beyond 20 softplus is the identity, and expm1 would overflow
     return torch.where(width > 20.0, width, small.expm1().log())
+
+
+class CovariateTokens(nn.Module):
+    """One token for each past and each future covariate, and one for all static ones.
+
+    Covariates are standardised with the training data, not within the window: the level of a
+    price or of a flag counts. A missing value counts as the mean.
+
+    Parameters
+    ----------
+    shapes : Shapes
+        Of the network.
+    width : int
+        d, width of a token.
+    """
+
+    def __init__(self, shapes: Shapes, width: int) -> None:
+        super().__init__()
+        self.width = width
+        lengths = {
+            "past": shapes.context_length,
+            "future": shapes.context_length + shapes.horizon,
+            "static": shapes.n_static_covariates,
+        }
+        counts = {
+            "past": shapes.n_past_covariates,
+            "future": shapes.n_future_covariates,
+            "static": shapes.n_static_covariates,
+        }
+        used = [kind for kind, count in counts.items() if count]
+        self.n_tokens = sum(1 if kind == "static" else counts[kind] for kind in used)
+        self.embeddings = nn.ModuleDict({kind: nn.Linear(lengths[kind], width) for kind in used})
+        for kind in used:
+            self.register_buffer(f"{kind}_location", torch.zeros(counts[kind]))
+            self.register_buffer(f"{kind}_scale", torch.ones(counts[kind]))
+        if used:
+            # which covariate a token stands for
+            self.names = nn.Parameter(0.02 * torch.randn(self.n_tokens, width))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the tokens of a batch, shape (b, n_tokens, d)."""
+        if not self.n_tokens:
+            return batch.past_target.new_zeros(len(batch.past_target), 0, self.width)
+        tokens = []
+        for kind, embedding in self.embeddings.items():
+            location, scale = self._statistics(kind)
+            values = (self._values(batch, kind) - location) / scale
+            values = values.nan_to_num(nan=0.0)
+            tokens.append(embedding(values if kind == "static" else values.transpose(1, 2)))
+        return torch.cat(tokens, 1) + self.names
+
+    @torch.no_grad()
+    def measure(self, windows: Batch) -> None:
+        """Set location and scale from training windows."""
+        for kind in self.embeddings:
+            location, scale = self._statistics(kind)
+            values = self._values(windows, kind).flatten(0, 1)
+            mean = values.nanmean(0).nan_to_num(nan=0.0)
+            deviation = (values - mean).square().nanmean(0).sqrt()
+            location.copy_(mean)
+            scale.copy_(torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0))
+
+    def _statistics(self, kind: str) -> tuple[Tensor, Tensor]:
+        return self.get_buffer(f"{kind}_location"), self.get_buffer(f"{kind}_scale")
+
+    @staticmethod
+    def _values(batch: Batch, kind: str) -> Tensor:
+        """Return the covariates of a kind, time or one step in the second axis."""
+        values = getattr(batch, f"{kind}_covariates")
+        if values is None:
+            raise ValueError(f"{kind}_covariates: the network was made for some, found none.")
+        return values.unsqueeze(1) if kind == "static" else values
 
 
 class ForecastHead(nn.Module):

@@ -3,7 +3,7 @@
 Source: Liu et al., "CALF: Aligning LLMs for Time Series Forecasting via Cross-modal
 Fine-Tuning" (arXiv 2403.07300).
 
-    context (b, L, c) -- normalise --> Linear(L -> d) --> encoder layer over variates
+    context (b, L, c) -- normalise --> Linear(L -> d) --> encoder layer over tokens
                                                 |
                       time tokens (b, c, d) ----+---- cross attention to principal words
                                 |                                |
@@ -15,13 +15,15 @@ Fine-Tuning" (arXiv 2403.07300).
                             forecast  <-- output consistency --> forecast
                    (the hidden states of the branches: <-- feature regularisation -->)
 
-A variate is one token. Attention among the tokens of a univariate series is therefore the
-identity, and under a causal backbone a variate sees only the variates before it.
+A variate is one token, and so is a covariate (s tokens in all). Attention among the tokens of a
+univariate series without covariates is therefore the identity, and under a causal backbone a
+variate sees only what stands before it: the covariates, which come first, and earlier variates.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_bool, check_choice, check_integer, check_number
@@ -30,6 +32,7 @@ from tsllm_estimators.llm.words import principal_words
 from tsllm_estimators.networks.base import Batch, Forecast, Network, NetworkConfig, Shapes
 from tsllm_estimators.networks.blocks import (
     DISTANCES,
+    CovariateTokens,
     ForecastHead,
     WindowStatistics,
     normalize_window,
@@ -49,7 +52,8 @@ class CALFConfig(NetworkConfig):
     in training, a frozen copy of the language model reads the same tokens said in principal
     components of its own word embeddings, and the two are pulled together in their hidden states
     and forecasts. A univariate series is a single token: attention among tokens is then the
-    identity.
+    identity. A past or future covariate is one token too, all static ones together are one; they
+    stand in front of the variates.
 
     Parameters
     ----------
@@ -168,15 +172,18 @@ class CALF(Network):
 
     Config = CALFConfig
     learning_rate = 2e-4  # 5e-4 in the paper, see docs/deviations.md
+    parts = {"head": ("head.",), "adapter": ("head.", "time_branch.")}
 
     principal_words: Tensor
 
     def __init__(self, config: CALFConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
-        self.time_branch = self._branch(
-            adapter=config.peft_adapter(), layer_norms=config.train_layer_norms
+        backbone = self.load_backbone()
+        width = backbone.width
+        self.covariates = CovariateTokens(shapes, width)
+        self.time_branch = self._prepare(
+            backbone, adapter=config.peft_adapter(), layer_norms=config.train_layer_norms
         )
-        width = self.time_branch.width
         n_heads = config.n_heads or self.time_branch.n_heads
         if width % n_heads:
             raise ValueError(
@@ -193,7 +200,7 @@ class CALF(Network):
             words = principal_words(vocabulary, config.n_principal_words).vectors
             self.register_buffer("principal_words", words, persistent=False)
             self.match = nn.MultiheadAttention(width, n_heads, batch_first=True)
-            self.text_branch = self._branch(stand_in=False)
+            self.text_branch = self._prepare(self.load_backbone(), stand_in=False)
             self.text_branch.release_word_embeddings()
         if config.feature_weight:
             levels = range(self.time_branch.n_levels)
@@ -218,12 +225,17 @@ class CALF(Network):
         """Whether a textual branch is there to align with."""
         return bool(self.config.output_weight or self.config.feature_weight)
 
-    def _branch(self, **prepare: Any) -> Backbone:
-        return self.load_backbone().prepare(
-            self.shapes.n_variates,
+    def _prepare(self, branch: Backbone, **choices: Any) -> Backbone:
+        return branch.prepare(
+            self.covariates.n_tokens + self.shapes.n_variates,
             position_embeddings=self.config.train_position_embeddings,
-            **prepare,
+            **choices,
         )
+
+    def measure(self, windows: Batch) -> None:
+        """Set the unit of the target, and location and scale of the covariates."""
+        super().measure(windows)
+        self.covariates.measure(windows)
 
     def train(self, mode: bool = True) -> "CALF":
         """Set training mode; the textual branch stays frozen, so without dropout."""
@@ -236,8 +248,8 @@ class CALF(Network):
         """Forecast the horizon from the context.
 
         1. Normalise each window and variate, remember how.
-        2. Embed each variate's window as one token and encode the tokens.
-        3. Temporal branch: adapted layers, residual, head.
+        2. Embed covariates and each variate's window as tokens and encode these.
+        3. Temporal branch: adapted layers, residual; the head reads the variates' tokens.
         4. In training: match the tokens with the principal words, run them through the frozen
            layers, and compare the branches.
         """
@@ -246,17 +258,14 @@ class CALF(Network):
         levels = aligns and bool(self.config.feature_weight)
 
         time_states = self._states(self.time_branch, time_tokens, levels)
-        parameters = self.head(time_states[-1] + time_tokens)
-        forecast = Forecast(restore_parameters(parameters, statistics, self.shapes.parameters))
+        forecast = Forecast(self._forecast_parameters(time_states[-1] + time_tokens, statistics))
         if not aligns:
             return forecast
 
         text_tokens, _ = self.text_tokens(time_tokens)
         text_states = self._states(self.text_branch, text_tokens, levels)
         if self.config.output_weight:
-            text_forecast = restore_parameters(
-                self.head(text_states[-1] + text_tokens), statistics, self.shapes.parameters
-            )
+            text_forecast = self._forecast_parameters(text_states[-1] + text_tokens, statistics)
             forecast.losses["output_consistency"] = self._output_distance(
                 forecast.parameters, text_forecast, batch.past_target
             )
@@ -265,24 +274,27 @@ class CALF(Network):
         return forecast
 
     def time_tokens(self, batch: Batch) -> tuple[Tensor, WindowStatistics]:
-        """Return one encoded token per variate (b, c, d), and how its window was normalised."""
-        window, statistics = normalize_window(batch.past_target, self.unit)
-        return self.encoder(self.embedding(window.transpose(1, 2))), statistics
+        """Return encoded tokens (b, s, d), the variates last, and how these were normalised."""
+        window, statistics = normalize_window(
+            batch.past_target, self.unit, self.config.normalization
+        )
+        variates = self.embedding(window.transpose(1, 2))
+        return self.encoder(torch.cat([self.covariates(batch), variates], 1)), statistics
 
     def text_tokens(
         self, time_tokens: Tensor, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Say time tokens in principal words: text tokens (b, c, d), attention (b, c, K) if asked.
+        """Say time tokens in principal words: text tokens (b, s, d), attention (b, s, K) if asked.
 
         Every token attends to the same words, so these are projected once per batch.
         """
-        b, c, d = time_tokens.shape
+        b, s, d = time_tokens.shape
         words = self.principal_words.to(time_tokens.dtype).unsqueeze(0)
         text_tokens, attention = self.match(
-            time_tokens.reshape(1, b * c, d), words, words, need_weights=need_weights
+            time_tokens.reshape(1, b * s, d), words, words, need_weights=need_weights
         )
-        attention = None if attention is None else attention.reshape(b, c, -1)
-        return text_tokens.reshape(b, c, d), attention
+        attention = None if attention is None else attention.reshape(b, s, -1)
+        return text_tokens.reshape(b, s, d), attention
 
     def loss_weights(self) -> dict[str, float]:
         """Return the weight of each auxiliary loss: the last level counts most."""
@@ -299,6 +311,7 @@ class CALF(Network):
             parameter
             for name, parameter in self.named_parameters()
             if name.startswith(("time_projections.", "text_projections."))
+            and parameter.requires_grad
         ]
         apart = set(map(id, projections))
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
@@ -310,15 +323,18 @@ class CALF(Network):
     def _states(self, branch: Backbone, tokens: Tensor, levels: bool) -> tuple[Tensor, ...]:
         return branch(tokens, levels=True) if levels else (branch(tokens),)
 
+    def _forecast_parameters(self, tokens: Tensor, statistics: WindowStatistics) -> Tensor:
+        variates = tokens[:, self.covariates.n_tokens :]
+        return restore_parameters(self.head(variates), statistics, self.shapes.parameters)
+
     def _output_distance(self, time: Tensor, text: Tensor, context: Tensor) -> Tensor:
-        location = self.shapes.location
-        if self.config.output_loss == "mase":
-            change = context.diff(dim=1).abs().mean(1, keepdim=True).clamp_min(1e-5 * self.unit)
-            return DISTANCES["l1"](
-                time[..., location] / change, text[..., location] / change
-            ).mean()
-        distance = DISTANCES[self.config.output_loss]
-        return distance(time[..., location] / self.unit, text[..., location] / self.unit).mean()
+        location, name, unit = self.shapes.location, self.config.output_loss, self.unit
+        if name == "mase":
+            change = context.diff(dim=1).abs().nanmean(1, keepdim=True).nan_to_num(nan=0.0)
+            name, unit = "l1", change.clamp_min(1e-5 * self.unit)
+        if self.shapes.parameters[location] == "free":
+            unit = torch.ones_like(unit)
+        return DISTANCES[name](time[..., location] / unit, text[..., location] / unit).mean()
 
     def _feature_distances(
         self, time_states: tuple[Tensor, ...], text_states: tuple[Tensor, ...]

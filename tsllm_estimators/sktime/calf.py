@@ -43,6 +43,7 @@ class CALFForecaster(NetworkForecaster):
         backbone_layers: int | None = None,
         backbone_weights: str = "pretrained",
         backbone_kwargs: dict[str, Any] | None = None,
+        normalization: str | None = "window",
         causal: bool | None = None,
         adapter: Any = "lora",
         lora_rank: int = 8,
