@@ -192,5 +192,5 @@ def test_missing_or_short_covariates_at_prediction_are_an_error(method):
         with pytest.raises(ValueError, match=f"matching {name} must be passed"):
             model.predict(HORIZON, series=series, **other)
     short = {**used, "future_covariates": covariates[: len(series) + 2]}
-    with pytest.raises(ValueError, match="future.covariates"):
+    with pytest.raises(ValueError, match="future_covariates"):
         model.predict(HORIZON, series=series, **short)

@@ -1,8 +1,12 @@
 """Options of the training engine, in the words of both faces."""
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 from tsllm_estimators._validate import check_choice, check_integer, check_number
+
+FIT_STRATEGIES = ("full", "adapter", "head", "zero-shot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +26,28 @@ class EngineOptions:
     few_shot : float or None
         Train on the first part of each series only, as a share of its length (0.1 is the
         papers' 10 % few-shot setting). Forecasts still start at the end of the series.
+    checkpoint : str, path or None
+        Directory that ``save_pretrained`` wrote: training starts from its weights.
+    fit_strategy : {"full", "adapter", "head", "zero-shot"}
+        What ``fit`` trains of pretrained weights: everything that the settings train, what is
+        trainable in the language model and the forecast head, the head alone, or nothing.
     """
 
     ema_decay: float | None = 0.99
     lr_schedule: str = "cosine"
     early_stopping_patience: int | None = 10
     few_shot: float | None = None
+    checkpoint: Any = None
+    fit_strategy: str = "full"
 
     def __post_init__(self) -> None:
         check_number("ema_decay", self.ema_decay, maximum=1, exclusive=")", optional=True)
         check_choice("lr_schedule", self.lr_schedule, ("cosine", "constant"))
         check_integer("early_stopping_patience", self.early_stopping_patience, 1, optional=True)
+        check_choice("fit_strategy", self.fit_strategy, FIT_STRATEGIES)
+        if self.checkpoint is not None and not isinstance(self.checkpoint, str | os.PathLike):
+            raise TypeError(
+                "checkpoint must be a directory that save_pretrained wrote, or None, found "
+                f"{self.checkpoint!r} of type {type(self.checkpoint).__name__}."
+            )
         check_number("few_shot", self.few_shot, maximum=1, exclusive="(", optional=True)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+import os
+import time
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,9 +13,15 @@ from pytorch_lightning.callbacks import EarlyStopping
 
 from tsllm_estimators._options import EngineOptions
 from tsllm_estimators._validate import check_bool, check_integer
+from tsllm_estimators.darts import _artefact
+from tsllm_estimators.darts._budget import TimeEstimate, interruptible
 from tsllm_estimators.darts._callbacks import BestWeights, MovingAverage
 from tsllm_estimators.darts._checks import check_finite, check_observed
-from tsllm_estimators.darts._compat import MixedCovariatesTorchModel, TorchTrainingSample
+from tsllm_estimators.darts._compat import (
+    MixedCovariatesTorchModel,
+    TorchTrainingSample,
+    train_sample_from_shapes,
+)
 from tsllm_estimators.darts._likelihoods import parameter_kinds
 from tsllm_estimators.darts._module import NetworkModule
 from tsllm_estimators.darts._runtime import exclusive, exclusively
@@ -48,6 +56,7 @@ class NetworkModel(MixedCovariatesTorchModel):
 
     method: ClassVar[str]
     trainer_params: dict[str, Any]
+    training_summary: dict[str, Any]
 
     def __init__(self) -> None:
         # darts' metaclass has stored every argument of the constructor in model_params
@@ -57,6 +66,7 @@ class NetworkModel(MixedCovariatesTorchModel):
             super().__init__(**self._extract_torch_model_params(**self.model_params))
         self.pl_module_params = self._extract_pl_module_params(**self.model_params)
         self._considers_static_covariates = self.model_params["use_static_covariates"]
+        self.training_summary = {}
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -125,6 +135,11 @@ class NetworkModel(MixedCovariatesTorchModel):
         inputs, parameters = super()._setup_for_fit_from_dataset(
             series, past_covariates, future_covariates, **kwargs
         )
+        self.training_summary["data"] = {
+            "n_series": len(inputs[0]),
+            "n_points": sum(map(len, inputs[0])),
+            "components": list(inputs[0][0].components),
+        }
         share = self._options.few_shot
         if share is not None:
             series, past_covariates, future_covariates = inputs
@@ -139,14 +154,42 @@ class NetworkModel(MixedCovariatesTorchModel):
         return inputs, parameters
 
     def _setup_for_train(self, train_dataset: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Measure the unit of the data for a new network and add the engine's callbacks."""
-        is_new = self.model is None
+        """Start from the checkpoint or from the data, choose what trains, add the callbacks."""
+        is_new, options = self.model is None, self._options
+        if is_new and options.checkpoint is None and options.fit_strategy != "full":
+            raise ValueError(
+                f"fit_strategy={options.fit_strategy!r} needs weights to start from, found none; "
+                "pass checkpoint=, load weights first, or use fit_strategy='full'."
+            )
         parameters = super()._setup_for_train(train_dataset, *args, **kwargs)
-        if is_new:
-            parameters["model"].network.measure(_windows(train_dataset))
+        module = parameters["model"]
+        if is_new and options.checkpoint is not None:
+            config = _artefact.read_config(options.checkpoint, self.method)
+            _artefact.load_state(module, options.checkpoint, config)
+        elif is_new:
+            module.network.measure(_windows(train_dataset))
+        if options.fit_strategy in module.network.parts:
+            module.network.train_part(options.fit_strategy)
+        self.training_summary["n_windows"] = len(train_dataset)
         has_validation = parameters["datamodule"].val_dataset is not None
         self._add_callbacks(parameters["trainer"], has_validation)
         return parameters
+
+    def _train(self, trainer: Any, model: NetworkModule, *args: Any, **kwargs: Any) -> None:
+        started = time.monotonic()
+        with interruptible(trainer):
+            super()._train(trainer, model, *args, **kwargs)
+        self.training_summary |= {
+            "n_steps": trainer.global_step,
+            "n_epochs": trainer.current_epoch,
+            "seconds": time.monotonic() - started,
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "prompts": model.network.prompts(),
+        }
+
+    @property
+    def _requires_training(self) -> bool:
+        return super()._requires_training and self._options.fit_strategy != "zero-shot"
 
     def _add_callbacks(self, trainer: Any, has_validation: bool) -> None:
         options = self._options
@@ -158,7 +201,10 @@ class NetworkModel(MixedCovariatesTorchModel):
                 ours.append(EarlyStopping("val_loss", patience=patience))
         if options.ema_decay is not None:
             ours.append(MovingAverage(options.ema_decay))
-        theirs = [c for c in trainer.callbacks if not isinstance(c, BestWeights | MovingAverage)]
+        if trainer.progress_bar_callback is not None:
+            ours.append(TimeEstimate())
+        kinds = (BestWeights, MovingAverage, TimeEstimate)
+        theirs = [c for c in trainer.callbacks if not isinstance(c, kinds)]
         trainer.callbacks = ours + theirs
 
     def _setup_trainer(
@@ -201,6 +247,61 @@ class NetworkModel(MixedCovariatesTorchModel):
                 trainer = self._setup_trainer(None, self.model)
                 trainer.strategy.connect(self.model)
             trainer.save_checkpoint(path + ".ckpt", weights_only=True)
+
+    def save_pretrained(self, directory: str | os.PathLike, **extra: Any) -> None:
+        """Save what was learned as a directory to share, without pickle.
+
+        Parameters
+        ----------
+        directory : str or path
+            Is created; gets ``config.json``, ``model.safetensors``, ``adapters/`` in PEFT's own
+            format and a model card. Neither training data nor frozen weights are in it.
+        **extra
+            Further plain values for ``config.json``.
+
+        Raises
+        ------
+        ValueError
+            If the model has not been fitted, or holds what only pickle could save.
+        """
+        if self.model is None:
+            raise ValueError("save_pretrained needs a fitted model, found one without weights.")
+        _artefact.write(self, directory, extra)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike, **arguments: Any) -> Self:
+        """Return a fitted model from a directory that ``save_pretrained`` of either face wrote.
+
+        Parameters
+        ----------
+        directory : str or path
+        **arguments
+            Arguments of the constructor that are to differ, for instance ``pl_trainer_kwargs``,
+            ``n_epochs``, ``fit_strategy`` or the ``backbone`` directory on this machine.
+
+        Raises
+        ------
+        OSError
+            If the directory is none of ours, incomplete or damaged.
+        ValueError
+            If it holds another method, or weights that do not fit the arguments.
+        """
+        config = _artefact.read_config(directory, cls.method)
+        model = cls(**{**_artefact.arguments_of(config), **arguments})
+        dtype = _artefact.torch_dtype(config)
+        model.train_sample = train_sample_from_shapes(
+            config["sample_shapes"], torch.empty((), dtype=dtype).float().numpy().dtype
+        )
+        model.trainer_params["precision"] = config["precision"]
+        model.output_dim = model.train_sample.past_target.shape[1]
+        with exclusive():
+            model.model = model._init_model()
+        model.model.to_dtype(dtype)
+        _artefact.load_state(model.model, directory, config)
+        model.training_summary = config["training"]
+        model._fit_called = True
+        model._update_covariates_use()
+        return model
 
     @property
     def supports_past_covariates(self) -> bool:

@@ -8,6 +8,9 @@ from darts.utils.data.torch_datasets.utils import (
     TorchInferenceBatch,
     TorchTrainingSample,
 )
+from darts.utils.data.torch_datasets.utils import (
+    _train_sample_from_shapes as train_sample_from_shapes,
+)
 from darts.utils.likelihood_models.torch import TorchLikelihood
 
 __all__ = [
@@ -18,4 +21,5 @@ __all__ = [
     "TorchInferenceBatch",
     "TorchLikelihood",
     "TorchTrainingSample",
+    "train_sample_from_shapes",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsllm_estimators.darts._budget import time_spent
 from tsllm_estimators.darts._compat import (
     PLForecastingModule,
     PLModuleInput,
@@ -53,6 +54,9 @@ class NetworkModule(PLForecastingModule):
         ``loss_fn``.
     lr_schedule : {"cosine", "constant"}
         Schedule of the learning rate where no ``lr_scheduler_cls`` is given.
+    backbone : str, optional
+        Where the language model lies now, if its directory has moved since the model was saved:
+        darts' ``load`` passes it on.
     **kwargs
         Arguments of darts' ``PLForecastingModule``.
     """
@@ -64,10 +68,12 @@ class NetworkModule(PLForecastingModule):
         shapes: dict[str, Any],
         task_loss: str | None,
         lr_schedule: str,
+        backbone: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         network = network_class(method)
+        settings = settings if backbone is None else {**settings, "backbone": backbone}
         self.network = network(network.Config(**settings), Shapes(**shapes))
         self._task_loss = task_loss
         self._lr_schedule = lr_schedule
@@ -265,7 +271,10 @@ class NetworkModule(PLForecastingModule):
         floor = _LR_FLOOR / max(settings["lr"], _LR_FLOOR)
 
         def cosine(step: int) -> float:
-            return floor + (1 - floor) * (1 + math.cos(math.pi * min(step / n_steps, 1))) / 2
+            # whichever limit is nearer: of steps, or of time
+            spent, limit = time_spent(self.trainer)
+            progress = min(max(step / n_steps, spent / limit), 1)
+            return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
         return [optimizer], {"scheduler": scheduler, "interval": "step"}

@@ -72,6 +72,8 @@ class CALFModel(NetworkModel):
         lr_schedule: str = "cosine",
         early_stopping_patience: int | None = 10,
         few_shot: float | None = None,
+        checkpoint: Any = None,
+        fit_strategy: str = "full",
         n_epochs: int = 20,
         use_static_covariates: bool = True,
         **kwargs: Any,

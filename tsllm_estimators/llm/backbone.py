@@ -11,6 +11,7 @@ A backbone is the stack of Transformer layers of a Hugging Face text model, fed 
 import copy
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from tsllm_estimators.llm.pristine import DEFAULT_BACKBONE, Pristine, Request, p
 from tsllm_estimators.llm.stand_ins import STAND_INS
 
 __all__ = ["DEFAULT_BACKBONE", "Backbone", "load_backbone", "plain_adapter"]
+
+_ADAPTER = "default"  # PEFT's name of the only adapter
+_ADAPTER_FILE = "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
 
 # Query, key and value maps of the attention, under the names that text models give them.
 _ATTENTION_PROJECTIONS = {
@@ -169,6 +174,48 @@ class Backbone(nn.Module):
         """Forget the word embeddings, once what needs them is derived."""
         self.word_embeddings = None
 
+    def save_adapter(self, directory: Path) -> set[str]:
+        """Write the adapter in PEFT's own format; returns its names in the ``state_dict``.
+
+        ``PeftModel.from_pretrained(model, directory)`` loads it into the same Hugging Face model,
+        cut to the same number of layers.
+        """
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        config = getattr(self.model, "peft_config", {}).get(_ADAPTER)
+        if config is None:
+            return set()
+        directory.mkdir(parents=True, exist_ok=True)
+        config = copy.copy(config)
+        config.base_model_name_or_path = self.name
+        config.inference_mode = True
+        config.save_pretrained(str(directory))
+        own = get_peft_model_state_dict(self.model, adapter_name=_ADAPTER)
+        tensors = {_PEFT_PREFIX + k: v.detach().cpu().contiguous() for k, v in own.items()}
+        save_file(tensors, directory / _ADAPTER_FILE, metadata={"format": "pt"})
+        return set(self._adapter_names())
+
+    def load_adapter(self, directory: Path) -> dict[str, Tensor]:
+        """Return what :meth:`save_adapter` wrote, by its names in the ``state_dict``."""
+        from safetensors.torch import load_file
+
+        if not (directory / _ADAPTER_FILE).is_file():
+            return {}
+        tensors = load_file(directory / _ADAPTER_FILE)
+        names = self._adapter_names()
+        return {name: tensors[key] for name, key in names.items() if key in tensors}
+
+    def _adapter_names(self) -> dict[str, str]:
+        """Return PEFT's name of every adapter tensor, by its name in the ``state_dict``."""
+        from peft import get_peft_model_state_dict
+
+        if not hasattr(self.model, "peft_config"):
+            return {}
+        own = get_peft_model_state_dict(self.model, adapter_name=_ADAPTER)
+        names = {name: name.replace(f".{_ADAPTER}", "") for name in self.model.state_dict()}
+        return {f"model.{n}": _PEFT_PREFIX + k for n, k in names.items() if k in own}
+
     def freeze_pristine(self) -> None:
         """Freeze what :meth:`prepare` left frozen, whatever was done to it since."""
         for name, parameter in self.named_parameters():
@@ -290,4 +337,4 @@ def _inject(model: nn.Module, adapter: Any) -> None:
     with warnings.catch_warnings():
         # PEFT sets fan_in_fan_out for GPT-2's Conv1D by itself and warns that it did.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        inject_adapter_in_model(adapter, model)
+        inject_adapter_in_model(adapter, model, adapter_name=_ADAPTER)

@@ -197,6 +197,10 @@ class Network(nn.Module):
         """Return what trains, in optimiser groups; a group may set its own ``lr``."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    def prompts(self) -> list[str]:
+        """Return the texts that the language model is shown, as it is shown them."""
+        return []
+
     def train_part(self, part: str) -> None:
         """Freeze all of what trains but one of the ``parts``, ``"head"`` or ``"adapter"``."""
         for name, parameter in self.named_parameters():

@@ -66,6 +66,8 @@ class CALFForecaster(NetworkForecaster):
         lr_schedule: str = "cosine",
         early_stopping_patience: int | None = 10,
         few_shot: float | None = None,
+        checkpoint: Any = None,
+        fit_strategy: str = "full",
         likelihood: str | None = "quantile",
         scaling: str | None = "standard",
         num_epochs: int | None = None,
