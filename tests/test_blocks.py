@@ -93,8 +93,15 @@ def test_degrees_are_the_powers_of_the_unit(name):
     torch.testing.assert_close(tenfold, 10 ** DISTANCE_DEGREES[name] * once)
 
 
+def test_head_starts_every_width_at_the_same_size():
+    head = ForecastHead(8, 5, ("location", "scale", "free"), dropout=0.0)
+    parameters = head(100 * torch.randn(2, 3, 8))
+    assert (parameters[..., 1:] == 0).all()
+    assert (parameters[..., 0] != 0).all()
+
+
 def test_head_maps_each_token_to_its_own_forecast():
-    head = ForecastHead(8, 5, 3, dropout=0.0)
+    head = ForecastHead(8, 5, ("location",) * 3, dropout=0.0)
     tokens = torch.randn(2, 4, 8)
     out = head(tokens)
     assert out.shape == (2, 5, 4, 3)

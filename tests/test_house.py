@@ -119,6 +119,7 @@ DARTS_WORDS = {
 SKTIME_WORDS = {
     *("context_length", "horizon", "num_epochs", "max_steps", "max_time", "num_update_epochs"),
     *("likelihood", "num_samples", "scaling", "broadcasting", "validation_split"),
+    "past_covariates",
     *("lr", "batch_size", "device", "trainer_kwargs", "random_state", "verbose"),
 }
 

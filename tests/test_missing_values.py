@@ -5,7 +5,7 @@ import pytest
 import torch
 from darts import TimeSeries
 from darts.utils.likelihood_models.torch import GaussianLikelihood, QuantileRegression
-from support import darts_series, sine
+from support import darts_series, monthly, sine
 
 from tsllm_estimators.networks.base import Batch
 from tsllm_estimators.networks.blocks import normalize_window
@@ -156,3 +156,35 @@ def test_infinite_values_are_an_error_that_says_where(method, where, value):
         with pytest.raises(ValueError, match=message):
             call(**{**inputs, where: bad})
     assert np.isfinite(model.predict(6, **inputs).values()).all()
+
+
+def test_sktime_masks_gaps_and_ragged_starts(method):
+    y = monthly(columns=2)
+    y.iloc[10:13, 0] = y.iloc[-1, 0] = np.nan
+    y.iloc[:20, 1] = np.nan
+    forecaster = method.sktime(horizon=6)
+    assert forecaster.get_tag("capability:missing_values")
+    fh = [-59, -58, -30, 0, 1, 6, 9]
+    forecast = forecaster.fit(y).predict(fh)
+    assert np.isfinite(forecast.to_numpy()).all()
+    scale = forecaster._scales[None]
+    np.testing.assert_allclose(scale[0], y.mean())
+    np.testing.assert_allclose(scale[1], y.std(ddof=0))
+
+
+def test_sktime_says_where_there_is_nothing(method):
+    y = monthly(columns=2)
+    forecaster = method.sktime(horizon=6, context_length=12).fit(y)
+    y.iloc[:, 1] = np.nan
+    with pytest.raises(ValueError, match=r"y: column 'v1' has no observation at all"):
+        method.sktime().fit(y)
+    gap = monthly(72, columns=2)[60:]
+    gap["v1"] = np.nan
+    with pytest.raises(
+        ValueError, match=r"y: column 'v1' has no observation in the 12 steps up to"
+    ):
+        forecaster.update(gap, update_params=False).predict([1])
+    y = monthly(columns=2)
+    y.iloc[30, 0] = np.inf
+    with pytest.raises(ValueError, match=r"y: column 'v0' is infinite at 2002-07"):
+        method.sktime().fit(y)

@@ -17,8 +17,8 @@ from sktime.forecasting.naive import NaiveForecaster
 from sktime.split import ExpandingWindowSplitter
 from support import monthly, sine
 
-from tsllm_estimators.sktime._engine import QUANTILES, _interpolate
 from tsllm_estimators.sktime._index import default_context, default_horizon
+from tsllm_estimators.sktime._likelihoods import QUANTILES, quantiles_of
 
 
 def indexed(kind, n=60, columns=1):
@@ -224,7 +224,8 @@ def test_quantiles_between_and_beyond_the_trained_ones():
 
     normal = 3 + 2 * norm.ppf(QUANTILES)[np.newaxis]
     levels = np.array([0.001, 0.01, 0.07, 0.5, 0.6, 0.999])
-    np.testing.assert_allclose(_interpolate(normal, norm.ppf(levels))[0], 3 + 2 * norm.ppf(levels))
+    found = quantiles_of("quantile", normal, levels, QUANTILES)
+    np.testing.assert_allclose(found[0], 3 + 2 * norm.ppf(levels))
     assert tuple(sorted(QUANTILES)) == QUANTILES
     np.testing.assert_allclose(np.add(QUANTILES, QUANTILES[::-1]), 1)
 
@@ -350,7 +351,7 @@ def test_trainer_kwargs_are_not_changed(method):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"likelihood": "poisson"}, ValueError, "likelihood must be one of"),
+        ({"likelihood": "normal"}, ValueError, "likelihood must be one of"),
         ({"horizon": 0}, ValueError, "horizon must be an integer >= 1 or None, found 0"),
         ({"context_length": 2.5}, TypeError, "context_length must be an integer"),
         ({"scaling": "robust"}, ValueError, "scaling must be one of"),
@@ -465,10 +466,6 @@ def test_evaluate_beside_another_forecaster(method, strategy):
         assert np.isfinite(scores).all()
 
 
-def test_exogenous_data_are_not_used_yet(method):
-    assert not method.sktime().get_tag("capability:exogenous")
-
-
 def test_panels_train_one_model_and_broadcasting_one_for_each(method):
     from sktime.utils._testing.hierarchical import _make_hierarchical
 
@@ -506,3 +503,68 @@ def test_trainer_kwargs_take_a_logger_and_survive_a_pickle(method, tmp_path):
     assert list(tmp_path.rglob("metrics.csv"))
     twin = pickle.loads(pickle.dumps(forecaster))
     pd.testing.assert_frame_equal(twin.predict([1]), forecaster.predict([1]), rtol=0)
+
+
+# what an index must be ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (pd.RangeIndex(0, 120, 2), "consecutive integers, found a step of 2 after 0"),
+        (pd.Index([*range(30), *range(31, 61)]), "found a step of 2 after 29"),
+        (pd.period_range("2000-01", periods=61, freq="M").delete(20), "found a step of 2"),
+        (pd.date_range("2000-01-01", periods=61, freq="D").delete(20), "irregular ones between"),
+        (pd.date_range("2000-01-01", periods=60, freq="D") + pd.to_timedelta(
+            np.arange(60) ** 2, unit="h"), "irregular ones between"),
+    ],
+)  # fmt: skip
+def test_irregular_indices_are_refused(method, index, message):
+    y = pd.DataFrame(sine(60).astype(float), index=index)
+    with pytest.raises(ValueError, match=message):
+        method.sktime().fit(y)
+
+
+def test_missing_dates_become_rows_that_are_masked(method):
+    y = indexed("datetime").drop(pd.Timestamp("2000-01-20"))
+    forecast = method.sktime().fit(y.asfreq("D")).predict([1, 2])
+    assert np.isfinite(forecast.to_numpy()).all()
+
+
+def test_a_gap_before_an_update_is_refused(method):
+    y = monthly()
+    forecaster = method.sktime(horizon=6).fit(y[:-6])
+    with pytest.raises(ValueError, match="found a step of 4"):
+        forecaster.update(y[-3:], update_params=False)
+    assert forecaster._cur_y.equals(y[:-6])
+
+
+def test_set_params_and_refit_equals_a_new_forecaster(method):
+    y = monthly()
+    changed = method.sktime(horizon=3).fit(y).set_params(horizon=5, max_steps=6).fit(y)
+    fresh = method.sktime(horizon=5, max_steps=6).fit(y)
+    pd.testing.assert_frame_equal(changed.predict([1, 5]), fresh.predict([1, 5]), rtol=0)
+
+
+def test_two_forecasters_of_equal_settings_share_no_trainable_weight(method):
+    y = monthly()
+    first, second = (method.sktime().fit(y) for _ in range(2))
+    before = first.predict([1, 2])
+    second.update(monthly(66)[-6:], update_params=True)
+    pd.testing.assert_frame_equal(first.predict([1, 2]), before, rtol=0)
+
+
+@pytest.mark.parametrize("method_name", ["bu", "ols", "mint_shrink"])
+def test_reconciliation_works_on_fitted_values(method, method_name):
+    from sktime.forecasting.reconcile import ReconcilerForecaster
+    from sktime.transformations.hierarchical.aggregate import Aggregator
+    from sktime.utils._testing.hierarchical import _make_hierarchical
+
+    y = Aggregator().fit_transform(
+        _make_hierarchical((2, 2), min_timepoints=30, max_timepoints=30, same_cutoff=True)
+    )
+    reconciler = ReconcilerForecaster(method.sktime(horizon=2), method=method_name)
+    forecast = reconciler.fit(y, fh=[1, 2]).predict()
+    total = forecast.loc[("__total", "__total")].to_numpy()
+    parts = forecast.loc[[k for k in forecast.index if "__total" not in k]]
+    np.testing.assert_allclose(parts.groupby(level=-1).sum(), total, rtol=1e-5, atol=1e-5)

@@ -98,9 +98,6 @@ class NetworkModule(PLForecastingModule):
     def _batch(self, x_in: PLModuleInput) -> Batch:
         future, static = x_in.future_covariates, x_in.static_covariates
         if future is not None:
-            # a forecast shorter than the horizon may know less of the future: that is missing
-            missing = self.network.shapes.horizon - future.shape[1]
-            future = torch.nn.functional.pad(future, (0, 0, 0, missing), value=math.nan)
             future = torch.cat([x_in.historic_future_covariates, future], 1)
         return Batch(
             past_target=x_in.past_target,

@@ -185,17 +185,22 @@ class ForecastHead(nn.Module):
         d, width of a token.
     horizon : int
         H, steps of the forecast.
-    n_parameters : int
-        Numbers per step.
+    kinds : sequence of {"location", "scale", "free"}
+        Kind of each number per step. But for the locations they start from 0, whatever the token
+        says: the softplus of a large negative number is a width against which any error is huge.
     dropout : float
         Share of the token that is dropped in training.
     """
 
-    def __init__(self, width: int, horizon: int, n_parameters: int, dropout: float) -> None:
+    def __init__(self, width: int, horizon: int, kinds: Sequence[str], dropout: float) -> None:
         super().__init__()
-        self.n_parameters = n_parameters
+        self.n_parameters = len(kinds)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width, horizon * n_parameters)
+        self.linear = nn.Linear(width, horizon * self.n_parameters)
+        others = [kind != "location" for kind in kinds] * horizon
+        with torch.no_grad():
+            self.linear.weight[others] = 0.0
+            self.linear.bias[others] = 0.0
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (b, c, d) to parameters (b, h, c, p)."""

@@ -193,7 +193,7 @@ class CALF(Network):
         self.encoder = nn.TransformerEncoderLayer(
             width, n_heads, config.d_ff, config.dropout, batch_first=True
         )
-        self.head = ForecastHead(width, shapes.horizon, len(shapes.parameters), config.head_dropout)
+        self.head = ForecastHead(width, shapes.horizon, shapes.parameters, config.head_dropout)
         if self._aligns:
             vocabulary = self.time_branch.word_embeddings
             assert vocabulary is not None

@@ -1,70 +1,121 @@
 """What the sktime face knows of darts: fit, forecast and carry a darts model."""
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-# Levels of the "quantile" likelihood: symmetric, and dense enough in the tails for the usual
-# intervals (50, 80, 90, 95 and 98 %) to be trained rather than interpolated.
-QUANTILES = (0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
-QUANTILES = QUANTILES + tuple(round(1 - q, 3) for q in reversed(QUANTILES[:-1]))
-LIKELIHOODS = ("quantile", "gaussian", "laplace")
+from tsllm_estimators.sktime._likelihoods import (
+    BOUNDED,
+    DISCRETE,
+    LOCATION_SCALE,
+    QUANTILES,
+    name_of,
+    quantiles_of,
+    support_of,
+)
+from tsllm_estimators.sktime._series import Series
 
 
 class Engine:
-    """A darts model on lists of arrays.
+    """A darts model on lists of series.
 
-    Series are float arrays of shape (t, c) without a calendar; the first axis of every result
-    runs over the contexts.
+    The first axis of every result runs over the contexts.
 
     Parameters
     ----------
-    model_class : type
-        Class of the darts model.
-    arguments : mapping
-        Arguments of its constructor but ``likelihood``.
-    likelihood : {"quantile", "gaussian", "laplace"} or None
-        Name of the likelihood.
+    model : NetworkModel
+        A darts model of this package, fitted or not.
+    covariates : pair of tuples of str
+        Names of the past and of the future covariates that it takes.
     """
 
-    def __init__(
-        self, model_class: type, arguments: Mapping[str, Any], likelihood: str | None
-    ) -> None:
-        self.model = model_class(likelihood=_likelihood(likelihood), **arguments)
-        self.likelihood = likelihood
-        self.context_length: int = arguments["input_chunk_length"]
-        self.horizon: int = arguments["output_chunk_length"]
+    def __init__(self, model: Any, covariates: tuple[tuple, tuple] = ((), ())) -> None:
+        self.model = model
+        self.covariates = covariates
+
+    @classmethod
+    def new(
+        cls,
+        model_class: type,
+        arguments: Mapping[str, Any],
+        likelihood: str | None,
+        covariates: tuple[tuple, tuple],
+    ) -> Self:
+        """Return an engine without weights; ``arguments`` are those of the darts model."""
+        return cls(model_class(likelihood=_darts_likelihood(likelihood), **arguments), covariates)
+
+    @classmethod
+    def from_pretrained(cls, model_class: Any, directory: Any, **arguments: Any) -> Self:
+        """Return an engine with the weights of a directory, see the darts models."""
+        config = read_forecaster(model_class, directory)
+        past, future = config.get("covariates", ((), ()))
+        return cls(
+            model_class.from_pretrained(directory, **arguments), (tuple(past), tuple(future))
+        )
+
+    def save_pretrained(self, directory: Any, **extra: Any) -> None:
+        """Write the weights to a directory, see the darts models."""
+        self.model.save_pretrained(directory, covariates=self.covariates, **extra)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has been trained or loaded."""
+        return self.model.model_created
+
+    @property
+    def context_length(self) -> int:
+        """L, time steps that the model sees."""
+        return self.model.input_chunk_length
+
+    @property
+    def horizon(self) -> int:
+        """H, time steps that it forecasts at once."""
+        return self.model.output_chunk_length
+
+    @property
+    def n_variates(self) -> int:
+        """C, columns that it forecasts."""
+        return self.model.model.network.shapes.n_variates
+
+    @property
+    def likelihood(self) -> str | None:
+        """Name of the likelihood."""
+        return name_of(self.model.likelihood)
 
     def fit(
         self,
-        series: Sequence[np.ndarray],
-        validation: Sequence[np.ndarray] | None = None,
+        series: Sequence[Series],
+        validation: Sequence[Series] | None = None,
         epochs: int = 0,
+        strategy: str = "full",
     ) -> None:
         """Train on all series; ``epochs`` more if it has been trained."""
-        self.model.fit(
-            [_series(values) for values in series],
-            val_series=None if validation is None else [_series(v) for v in validation],
-            epochs=epochs,
-        )
+        if strategy == "zero-shot":
+            return
+        self.model.model_params["fit_strategy"] = strategy
+        data = _covariates(series)
+        if validation is not None:
+            data |= {f"val_{name}": value for name, value in _covariates(validation).items()}
+        self.model.fit(epochs=epochs, **data)
 
-    def locations(self, contexts: Sequence[np.ndarray], n: int) -> np.ndarray:
+    def locations(self, series: Sequence[Series], n: int) -> np.ndarray:
         """Return point forecasts (b, n, c); beyond the horizon they feed on themselves."""
         if self.likelihood is None:
-            return self._predict(contexts, n)[..., 0]
-        contexts, chunks = list(contexts), []
+            return self._predict(series, n)[..., 0]
+        series, chunks = list(series), []
         while n > 0:
-            chunk = self._quantiles(self._parameters(contexts, min(n, self.horizon)), [0.5])[..., 0]
+            chunk = self._quantiles(self._parameters(series, min(n, self.horizon)), [0.5])[..., 0]
             chunks.append(chunk)
-            contexts = [np.concatenate(pair) for pair in zip(contexts, chunk, strict=True)]
+            series = [one.followed_by(more) for one, more in zip(series, chunk, strict=True)]
             n -= self.horizon
         return np.concatenate(chunks, axis=1)
 
     def quantiles(
-        self, contexts: Sequence[np.ndarray], n: int, levels: Sequence[float], **sampling: Any
+        self, series: Sequence[Series], n: int, levels: Sequence[float], **sampling: Any
     ) -> np.ndarray:
         """Return quantile forecasts (b, n, c, level).
 
@@ -72,34 +123,38 @@ class Engine:
         those of sampled paths (``num_samples``, ``random_state``), moved so that the median of
         the paths is the point forecast.
         """
+        exact = self._quantiles(self._parameters(series, min(n, self.horizon)), levels)
         if n <= self.horizon:
-            return self._quantiles(self._parameters(contexts, n), levels)
-        paths = self._predict(contexts, n, **sampling)
-        spread = np.quantile(paths, [*levels, 0.5], axis=-1)
+            return exact
+        paths = self._predict(series, n, **sampling)[:, self.horizon :]
+        name = str(self.likelihood)
+        counts = name in DISCRETE
+        spread = np.quantile(
+            paths, [*levels, 0.5], axis=-1, method="inverted_cdf" if counts else "linear"
+        )
         spread = np.moveaxis(spread[:-1] - spread[-1:], 0, -1)
-        return self.locations(contexts, n)[..., np.newaxis] + spread
+        moved = self.locations(series, n)[:, self.horizon :, :, np.newaxis] + spread
+        return np.concatenate([exact, moved.clip(*support_of(name))], axis=1)
 
-    def _parameters(self, contexts: Sequence[np.ndarray], n: int) -> np.ndarray:
+    def _parameters(self, series: Sequence[Series], n: int) -> np.ndarray:
         """Return the likelihood's parameters, shape (b, n, c, p)."""
-        flat = self._predict(contexts, n, predict_likelihood_parameters=True)[..., 0]
-        return flat.reshape(*flat.shape[:2], contexts[0].shape[1], -1)
+        flat = self._predict(series, n, predict_likelihood_parameters=True)[..., 0]
+        return flat.reshape(*flat.shape[:2], self.n_variates, -1)
 
     def _quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-        from scipy.stats import laplace, norm
+        trained = tuple(getattr(self.model.likelihood, "quantiles", ()))
+        return quantiles_of(str(self.likelihood), parameters, levels, trained)
 
-        if self.likelihood == "quantile":
-            # Sorted, as quantiles must be. Between and beyond the trained levels they are taken
-            # to be linear in the quantiles of a normal distribution.
-            return _interpolate(np.sort(parameters, axis=-1), norm.ppf(levels))
-        distribution = {"gaussian": norm, "laplace": laplace}[str(self.likelihood)]
-        location, scale = np.moveaxis(parameters, -1, 0)
-        return np.stack([distribution.ppf(q, location, scale) for q in levels], axis=-1)
-
-    def _predict(self, contexts: Sequence[np.ndarray], n: int, **kwargs: Any) -> np.ndarray:
+    def _predict(self, series: Sequence[Series], n: int, **kwargs: Any) -> np.ndarray:
         """Return what darts predicts, shape (b, n, component, sample), float64."""
-        series = [_series(context[-self.context_length :]) for context in contexts]
-        forecasts = self.model.predict(n, series=series, **kwargs)
+        contexts = [one.context(self.context_length, n, self.horizon) for one in series]
+        forecasts = self.model.predict(n, **_covariates(contexts), **kwargs)
         return np.stack([forecast.all_values(copy=False) for forecast in forecasts]).astype(float)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        duplicate = self.__class__.__new__(self.__class__)
+        duplicate.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return duplicate
 
     def __getstate__(self) -> dict[str, Any]:
         # darts drops the network when it is pickled, so its own files travel instead
@@ -128,31 +183,48 @@ class Engine:
             )
 
 
-def _series(values: np.ndarray) -> Any:
+def read_forecaster(model_class: Any, directory: Any) -> dict[str, Any]:
+    """Return ``config.json`` of a directory that ``save_pretrained`` wrote, as a forecaster's.
+
+    ``forecaster`` in it holds the arguments of the sktime face: those that it saved, or their
+    equals if the darts face saved it.
+    """
+    from tsllm_estimators.darts._artefact import arguments_of, read_config
+
+    config = read_config(directory, model_class.method)
+    if "forecaster" not in config:
+        arguments = arguments_of(config)
+        words = {"context_length": "input_chunk_length", "horizon": "output_chunk_length"}
+        config["forecaster"] = {
+            **arguments,
+            **{own: arguments[name] for own, name in words.items()},
+            "likelihood": name_of(arguments.get("likelihood")),
+            "scaling": None,  # darts forecasts in the units that it is given
+        }
+    return config
+
+
+def _covariates(series: Sequence[Series]) -> dict[str, Any]:
+    """Return darts' series of the targets and of the covariates, as arguments."""
+    named = {
+        "series": [one.target for one in series],
+        "past_covariates": [one.past for one in series if one.past is not None],
+        "future_covariates": [one.future for one in series if one.future is not None],
+    }
+    return {name: list(map(_darts_series, arrays)) for name, arrays in named.items() if arrays}
+
+
+def _darts_series(values: np.ndarray) -> Any:
     from darts import TimeSeries
 
     return TimeSeries.from_values(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def _likelihood(name: str | None) -> Any:
-    from darts.utils.likelihood_models.torch import (
-        GaussianLikelihood,
-        LaplaceLikelihood,
-        QuantileRegression,
-    )
+def _darts_likelihood(name: str | None) -> Any:
+    import darts.utils.likelihood_models.torch as likelihoods
 
+    if name is None:
+        return None
     if name == "quantile":
-        return QuantileRegression(list(QUANTILES))
-    return {None: lambda: None, "gaussian": GaussianLikelihood, "laplace": LaplaceLikelihood}[
-        name
-    ]()
-
-
-def _interpolate(quantiles: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Interpolate quantiles of the levels ``QUANTILES`` (last axis) at normal scores ``at``."""
-    from scipy.stats import norm
-
-    known = norm.ppf(QUANTILES)
-    right = np.clip(np.searchsorted(known, at), 1, len(known) - 1)
-    weight = (at - known[right - 1]) / (known[right] - known[right - 1])
-    return quantiles[..., right - 1] * (1 - weight) + quantiles[..., right] * weight
+        return likelihoods.QuantileRegression(list(QUANTILES))
+    return getattr(likelihoods, {**LOCATION_SCALE, **BOUNDED}[name])()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Hashable
 
+import numpy as np
 import pandas as pd
 
 # Steps of one season, by the unit of the frequency; the horizon when nobody asks for another.
@@ -19,6 +20,28 @@ def split_instances(y: pd.DataFrame) -> dict[Hashable, pd.DataFrame]:
     levels: list[Hashable] = list(range(y.index.nlevels - 1))
     groups = y.groupby(level=levels if len(levels) > 1 else 0, sort=False)
     return {key: group.droplevel(levels) for key, group in groups}
+
+
+def check_regular(index: pd.Index) -> None:
+    """Raise ``ValueError`` unless every row is one step after the row before it."""
+    if isinstance(index, pd.DatetimeIndex):
+        if len(index) > 2 and index.freq is None and pd.infer_freq(index) is None:
+            raise ValueError(
+                f"y: expected dates of one frequency, found irregular ones between {index[0]} and "
+                f"{index[-1]}; y.asfreq(...) makes missing dates rows of NaN, which are masked, "
+                "y.reset_index(drop=True) counts rows instead."
+            )
+        return
+    positions = index.asi8 if isinstance(index, pd.PeriodIndex) else index.to_numpy()
+    steps = np.diff(positions)
+    odd = np.flatnonzero(steps != 1)
+    if len(odd):
+        kind = "periods" if isinstance(index, pd.PeriodIndex) else "integers"
+        raise ValueError(
+            f"y: expected an index of consecutive {kind}, found a step of {steps[odd[0]]} after "
+            f"{index[odd[0]]}; y.reindex(...) makes missing rows NaN, which are masked, "
+            "y.reset_index(drop=True) counts rows instead."
+        )
 
 
 def last_of(index: pd.Index, known: pd.Index) -> pd.Index:

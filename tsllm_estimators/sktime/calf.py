@@ -6,7 +6,8 @@ from tsllm_estimators._docs import document
 from tsllm_estimators._options import EngineOptions
 from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE
 from tsllm_estimators.networks.calf import CALFConfig
-from tsllm_estimators.sktime._adapter import NetworkForecaster, set_parameters
+from tsllm_estimators.sktime._adapter import NetworkForecaster
+from tsllm_estimators.sktime._arguments import set_parameters
 
 
 @document(NetworkForecaster, EngineOptions, CALFConfig)
@@ -69,6 +70,7 @@ class CALFForecaster(NetworkForecaster):
         checkpoint: Any = None,
         fit_strategy: str = "full",
         likelihood: str | None = "quantile",
+        past_covariates: list[Any] | None = None,
         scaling: str | None = "standard",
         num_epochs: int | None = None,
         max_steps: int | None = 300,
