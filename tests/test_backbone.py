@@ -316,3 +316,17 @@ def test_cache_notices_a_rewritten_directory(language_models, tmp_path, count_lo
     shutil.copytree(language_models["qwen2"], folder)
     after = load_backbone(folder)
     assert not torch.equal(before(tokens(before)), after(tokens(before)))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "bert"])
+def test_outputs_are_those_of_the_hugging_face_model(language_models, architecture):
+    from transformers import AutoModel
+
+    own = load_backbone(language_models[architecture]).eval()
+    theirs = AutoModel.from_pretrained(language_models[architecture]).eval()
+    x = torch.randn(2, 5, own.width)
+    with torch.no_grad():
+        expected = theirs(inputs_embeds=x, output_hidden_states=True)
+        torch.testing.assert_close(own(x), expected.last_hidden_state, rtol=1e-4, atol=1e-5)
+        for found, state in zip(own(x, levels=True), expected.hidden_states, strict=True):
+            torch.testing.assert_close(found, state, rtol=1e-4, atol=1e-5)

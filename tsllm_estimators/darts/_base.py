@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
 
 from tsllm_estimators._options import EngineOptions
 from tsllm_estimators._validate import check_bool, check_integer
@@ -24,7 +24,7 @@ from tsllm_estimators.darts._compat import (
 )
 from tsllm_estimators.darts._likelihoods import parameter_kinds
 from tsllm_estimators.darts._module import NetworkModule
-from tsllm_estimators.darts._runtime import exclusive, exclusively
+from tsllm_estimators.darts._runtime import exclusive, exclusively, unchanged_by_errors
 from tsllm_estimators.llm.backbone import plain_adapter
 from tsllm_estimators.networks import network_class
 from tsllm_estimators.networks.base import Batch, Shapes
@@ -135,11 +135,12 @@ class NetworkModel(MixedCovariatesTorchModel):
         inputs, parameters = super()._setup_for_fit_from_dataset(
             series, past_covariates, future_covariates, **kwargs
         )
-        self.training_summary["data"] = {
+        data = {
             "n_series": len(inputs[0]),
             "n_points": sum(map(len, inputs[0])),
             "components": list(inputs[0][0].components),
         }
+        self.training_summary = {**self.training_summary, "data": data}
         share = self._options.few_shot
         if share is not None:
             series, past_covariates, future_covariates = inputs
@@ -196,7 +197,9 @@ class NetworkModel(MixedCovariatesTorchModel):
         ours: list[pl.Callback] = []
         patience = options.early_stopping_patience
         if has_validation and patience is not None:
-            ours.append(BestWeights())
+            # an average that the user asked for is not to be replaced
+            if not any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):
+                ours.append(BestWeights())
             if not any(isinstance(c, EarlyStopping) for c in trainer.callbacks):
                 ours.append(EarlyStopping("val_loss", patience=patience))
         if options.ema_decay is not None:
@@ -349,7 +352,7 @@ class NetworkModel(MixedCovariatesTorchModel):
         options = [f.name for f in dataclasses.fields(EngineOptions)]
         return [*super()._ckpt_skipped_params, *options]
 
-    fit = exclusively(MixedCovariatesTorchModel.fit)
+    fit = exclusively(unchanged_by_errors(MixedCovariatesTorchModel.fit))
     fit_from_dataset = exclusively(MixedCovariatesTorchModel.fit_from_dataset)
     predict = exclusively(MixedCovariatesTorchModel.predict)
     predict_from_dataset = exclusively(MixedCovariatesTorchModel.predict_from_dataset)
@@ -357,10 +360,22 @@ class NetworkModel(MixedCovariatesTorchModel):
     scale_batch_size = exclusively(MixedCovariatesTorchModel.scale_batch_size)
 
 
+def _weighed(sample: TorchTrainingSample) -> TorchTrainingSample:
+    """Return a sample that misses the targets, and if these are all, the context of no weight."""
+    if sample.sample_weight is None:
+        return sample
+    counts = sample.sample_weight != 0
+    return dataclasses.replace(
+        sample,
+        past_target=sample.past_target if counts.any() else np.nan * sample.past_target,
+        future_target=np.where(counts, sample.future_target, np.nan),
+    )
+
+
 def _windows(dataset: Any) -> Batch:
     """Return training windows, evenly spread over the dataset, their horizon included."""
     step = max(1, len(dataset) // _MEASURED_WINDOWS)
-    samples = [dataset[index] for index in range(0, len(dataset), step)]
+    samples = [_weighed(dataset[index]) for index in range(0, len(dataset), step)]
 
     def stacked(*names: str) -> torch.Tensor | None:
         if getattr(samples[0], names[0]) is None:

@@ -111,28 +111,42 @@ class NetworkModule(PLForecastingModule):
     def _compute_loss(
         self, output: NetworkOutput, target: Tensor, criterion: Any, sample_weight: Tensor | None
     ) -> Tensor:
-        """Return the task loss; in training, the auxiliary losses are added to it."""
-        loss = self._task_loss_of(output, target, criterion, sample_weight)
+        """Return the task loss; in training, the auxiliary losses are added to it.
+
+        What was not observed, or where the context says nothing about it, has no weight.
+        """
+        counts = target.isnan().logical_or(~output.has_context).logical_not()
+        if not counts.any():
+            return output.prediction.sum() * 0.0
+        loss = self._task_loss_of(output, target, criterion, sample_weight, counts)
         if not output.losses:
             return loss
         batch_size = len(target)
         self.log("train_task_loss", loss, batch_size=batch_size)
         weights = self.network.loss_weights()
         scale = self.network.unit**self._task_degree
-        for name, value in output.losses.items():
+        shares = counts.to(loss.dtype)
+        shares = shares / shares.mean()
+        if sample_weight is not None:
+            shares = shares * sample_weight
+        of_window = shares.flatten(1).mean(1)
+        for name, values in output.losses.items():
+            value = (values * of_window).mean()
             self.log(f"train_{name}", value, batch_size=batch_size)
             loss = loss + scale * weights[name] * value
         return loss
 
     def _task_loss_of(
-        self, output: NetworkOutput, target: Tensor, criterion: Any, sample_weight: Tensor | None
+        self,
+        output: NetworkOutput,
+        target: Tensor,
+        criterion: Any,
+        sample_weight: Tensor | None,
+        counts: Tensor,
     ) -> Tensor:
-        """Return the mean loss of what was observed, where the context says anything about it."""
-        counts = target.isnan().logical_or(~output.has_context).logical_not()
+        """Return the mean loss of the targets that count."""
         share: Tensor | float = 1.0
         if not counts.all():
-            if not counts.any():
-                return output.prediction.sum() * 0.0
             share = counts.to(target.dtype).mean()
             if self._task_loss is None and self.likelihood is None:
                 # a loss of the user need not know weights: equality costs nothing
@@ -180,7 +194,7 @@ class NetworkModule(PLForecastingModule):
         """Forecast windows; every sample of a window is drawn from one pass of the network."""
         self._refuse_empty_contexts(batch)
         n_samples, varies = self.pred_num_samples, self.likelihood or self.pred_mc_dropout
-        self._n_windows = len(batch.past_target)
+        self._n_windows, self._first_output = len(batch.past_target), None
         self.pred_num_samples = n_samples if varies else 1
         samples, schemas, times = super().predict_step(batch, batch_idx, dataloader_idx)
         self.pred_num_samples, self._first_output = n_samples, None
@@ -279,7 +293,7 @@ class NetworkModule(PLForecastingModule):
     def to_dtype(self, dtype: torch.dtype) -> None:
         """Cast to the precision of the data; float32 leaves a backbone of another dtype alone."""
         if dtype != torch.float32:
-            super().to_dtype(dtype)
+            self.to(dtype)  # darts' own does not know bfloat16
 
 
 def _first(x_in: PLModuleInput, n_windows: int) -> PLModuleInput:

@@ -1,6 +1,7 @@
-"""One place for what the hosts share per process: random numbers and the loggers' volume."""
+"""How a darts model's methods run: alone in the process, quietly, untouched by errors."""
 
 import contextlib
+import copy
 import functools
 import logging
 import threading
@@ -69,5 +70,20 @@ def exclusively(method: _Method) -> _Method:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         with exclusive(quiet=not self.model_params.get("show_warnings", False)):
             return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def unchanged_by_errors(method: _Method) -> _Method:
+    """Run a method of a darts model; an error leaves the model's attributes as they were."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = {k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(self).items()}
+        try:
+            return method(self, *args, **kwargs)
+        except Exception:
+            self.__dict__ = before
+            raise
 
     return run  # type: ignore[return-value]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_choice, check_integer
@@ -244,6 +245,13 @@ class Backbone(nn.Module):
                 memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
         duplicate.__dict__ = copy.deepcopy(self.__dict__, memo)
         return duplicate
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not self.is_stand_in:
+            # transformers notes which outputs a class records when it makes one, per process
+            with torch.device("meta"):
+                type(self.model)(self.model.config)
 
     def _register_frozen(self) -> None:
         trains = {name for name, p in self.named_parameters() if p.requires_grad}

@@ -88,7 +88,8 @@ class Forecast:
     parameters : Tensor
         Shape (b, H, c, p), in the units of the data, see :class:`Shapes`.
     losses : dict of str to Tensor
-        Auxiliary losses by name, in training only: free of the data's units, not yet weighted.
+        Auxiliary losses of each window by name, shape (b,), in training only: free of the data's
+        units, not yet weighted.
     """
 
     parameters: Tensor

@@ -334,7 +334,8 @@ class CALF(Network):
             name, unit = "l1", change.clamp_min(1e-5 * self.unit)
         if self.shapes.parameters[location] == "free":
             unit = torch.ones_like(unit)
-        return DISTANCES[name](time[..., location] / unit, text[..., location] / unit).mean()
+        distance = DISTANCES[name](time[..., location] / unit, text[..., location] / unit)
+        return distance.flatten(1).mean(1)
 
     def _feature_distances(
         self, time_states: tuple[Tensor, ...], text_states: tuple[Tensor, ...]
@@ -344,7 +345,9 @@ class CALF(Network):
             f"feature_level_{level}": distance(
                 self.time_projections[level](time_states[level]),
                 self.text_projections[level](text_states[level]),
-            ).mean()
+            )
+            .flatten(1)
+            .mean(1)
             for level in range(len(time_states))
         }
 

@@ -98,6 +98,11 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         return self
 
     def _update(self, y: pd.DataFrame, X: Any = None, update_params: bool = True) -> Self:
+        if list(y.columns) != list(self._cur_y.columns):
+            raise ValueError(
+                f"y: expected the columns {list(self._cur_y.columns)!r}, with which the forecaster "
+                f"was fitted, found {list(y.columns)!r}."
+            )
         check_columns(X, self._engine.covariates, ahead=not update_params)
         cur_y, cur_X = update_data(self._cur_y, y), joined(self._cur_X, X)
         self._check_series(cur_y)
