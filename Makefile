@@ -43,7 +43,8 @@ check: $(STAMP)  ## Format, lint, types and the fast tests
 	$(BIN)/mypy
 	$(PYTEST) -m "$(FAST)"
 
-bench: $(STAMP)  ## Run the accuracy benchmarks that are not stored yet (hours; needs TSLLM_DATA)
+bench: $(STAMP)  ## Run the benchmarks that are not stored yet (hours; needs TSLLM_DATA)
+	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/speed.py
 	$(BIN)/python examples/benchmarks/airline.py
 	$(BIN)/python examples/benchmarks/etth1.py
 

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import re
 import runpy
 import subprocess
@@ -110,6 +111,24 @@ def test_benchmarks_in_small(tmp_path, monkeypatch, capsys):
     tiny = ["--set", 'backbone="tiny"', "max_steps=2", "--seeds", "0"]
     airline.main([*tiny, "--results", str(tmp_path / "airline.json")])
     assert "seasonal naive 71.2; better in" in capsys.readouterr().out
+
+
+def test_the_speed_benchmark_in_small(tmp_path, monkeypatch):
+    """Times are machines' business; what is compared, and that it is stored once, is ours."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    speed = importlib.import_module("speed")
+    shape = json.dumps({"n_embd": 32, "n_layer": 2, "n_head": 2})
+    sizes = ["--batch-sizes", "4", "--rounds", "1", "--vocabulary", "64", "--words", "8"]
+    results = tmp_path / "speed.json"
+    for _ in range(2):
+        speed.main([*sizes, "--shape", shape, "--results", str(results)])
+    step, sktime = json.loads(results.read_text())
+    assert step["train_ratio"] == step["seconds"]["train"] / step["seconds"]["encoder_train"]
+    parts = step["seconds_of_a_step"]
+    assert {"time_branch", "text_branch", "match", "head", "backward", "optimiser"} <= parts.keys()
+    assert all(value > 0 for value in [*step["seconds"].values(), parts["text_branch"]])
+    assert 0.1 < step["peak_gb"] < 2
+    assert {"fit_ms", "predict_ms"} <= sktime.keys()
 
 
 def test_missing_data_say_where_they_are_published(tmp_path, monkeypatch):

@@ -75,14 +75,53 @@ def airline() -> str:
     return table(["seed", "CALF, MAE", "seasonal naive, MAE", "months inside 90 %"], body)
 
 
-BUILDERS = {"etth1": etth1, "validation": validation, "airline": airline}
+def speed() -> str:
+    """Return time and memory of a step and of a batch, beside the encoder's."""
+    body = [
+        [
+            str(row["batch_size"]),
+            *(f"{row['seconds'][name]:.2f}" for name in ("train", "encoder_train")),
+            f"{row['train_ratio']:.2f}",
+            *(f"{row['seconds'][name]:.2f}" for name in ("predict", "encoder_predict")),
+            f"{row['predict_ratio']:.2f}",
+            f"{row['peak_gb']:.1f}",
+        ]
+        for row in rows("speed")
+        if row["run"] == "step"
+    ]
+    header = ["batch", "step, s", "encoder, s", "ratio", "inference, s", "encoder, s", "ratio"]
+    return table([*header, "peak, GB"], body)
+
+
+def speed_parts() -> str:
+    """Return where the time of a training step goes."""
+    steps = [row for row in rows("speed") if row["run"] == "step"]
+    parts = list(steps[0]["seconds_of_a_step"])
+    body = [[part, *(f"{s['seconds_of_a_step'][part]:.2f}" for s in steps)] for part in parts]
+    return table(["part, s", *(f"batch {s['batch_size']}" for s in steps)], body)
+
+
+def sktime_overhead() -> str:
+    """Return what the sktime face adds to a call."""
+    row = next(row for row in rows("speed") if row["run"] == "sktime")
+    return f"{row['fit_ms']:.1f} ms to `fit` and {row['predict_ms']:.1f} ms to `predict`"
+
+
+BUILDERS = {
+    "etth1": etth1,
+    "validation": validation,
+    "airline": airline,
+    "speed": speed,
+    "speed_parts": speed_parts,
+    "sktime_overhead": sktime_overhead,
+}
 
 
 def fill(text: str) -> str:
     """Replace what stands between the markers of each table."""
     for name, build in BUILDERS.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        new = f"\\g<1>{build()}\n\\g<2>"
+        pattern = rf"(<!-- {name} -->(\n?)).*?(<!-- end -->)"
+        new = f"\\g<1>{build()}\\g<2>\\g<3>"
         text, found = re.subn(pattern, new, text, flags=re.DOTALL)
         assert found == 1, f"docs/benchmarks.md needs one marker <!-- {name} -->, found {found}"
     return text
