@@ -61,6 +61,9 @@ def test_what_cannot_be_looked_at_is_an_error(fitted):
     alone = CALF.darts(output_weight=0.0, feature_weight=0.0).fit(darts_series(sine(80)))
     with pytest.raises(ValueError, match="no textual branch"):
         alignment(alone)
+    series = darts_series(sine(80))
+    with pytest.raises(ValueError, match="estimator uses covariates"):
+        alignment(CALF.darts().fit(series, past_covariates=series))
 
 
 def test_plot_shows_the_most_attended_words(fitted):

@@ -50,7 +50,8 @@ def alignment(estimator: Any, series: Any = None) -> Alignment:
     Raises
     ------
     ValueError
-        If the estimator has no textual branch or the series is shorter than a context.
+        If the estimator has no textual branch or uses covariates, or if the series is shorter
+        than a context.
 
     Notes
     -----
@@ -61,6 +62,10 @@ def alignment(estimator: Any, series: Any = None) -> Alignment:
     if not hasattr(network, "match"):
         raise ValueError(
             "estimator has no textual branch to look at: output_weight and feature_weight are 0."
+        )
+    if network.covariates.n_tokens:
+        raise ValueError(
+            "estimator uses covariates, alignment looks at models without; fit one on the target."
         )
     with torch.no_grad():
         time, _ = network.eval().time_tokens(Batch(past_target=windows))
