@@ -109,6 +109,11 @@ def test_a_language_model_that_moved_is_named_anew(method, language_models, tmp_
     assert np.array_equal(
         forecast(method.model.load(str(tmp_path / "model.pt"), **there)), expected
     )
+    other = method.darts(**there)
+    other.load_weights(str(tmp_path / "model.pt"))
+    assert np.array_equal(forecast(other), expected)
+    with pytest.raises(ValueError, match="the saved weights were trained on"):
+        method.darts(backbone=language_models["gpt2"]).load_weights(str(tmp_path / "model.pt"))
     with pytest.raises(ValueError, match="the saved weights were trained on"):
         method.model.from_pretrained(tmp_path / "shared", backbone=language_models["gpt2"])
 

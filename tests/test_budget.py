@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from support import darts_series, monthly, sine
 
-from tsllm_estimators.darts._budget import _duration
+from tsllm_estimators.darts import _budget, _module
 
 SERIES = darts_series(sine(100))
 
@@ -98,33 +98,49 @@ def test_early_stopping_ends_what_the_limits_would_not(method):
     assert forecaster._engine.model.epochs_trained <= 3
 
 
-def test_the_learning_rate_is_annealed_towards_the_limit_of_time(method):
+def test_the_learning_rate_is_annealed_towards_the_nearer_limit(method, monkeypatch):
+    """Here a step takes a second of ten, and ten steps of a thousand are taken."""
+    clock = lambda trainer: (float(trainer.global_step), 10.0)  # noqa: E731
+    monkeypatch.setattr(_module, "time_spent", clock)
     rates = []
 
     class Rates(pl.Callback):
-        def on_train_batch_end(self, trainer, *_):
+        def on_train_batch_start(self, trainer, *_):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
         def __deepcopy__(self, memo):
             return self
 
-    kwargs = {"callbacks": [Rates()]}
-    settings = {"max_steps": None, "num_epochs": None, "max_time": 1.0, "lr": 1e-3}
-    method.sktime(trainer_kwargs=kwargs, **settings).fit(monthly())
-    assert rates == sorted(rates, reverse=True)
-    assert rates[0] > 0.8e-3
-    assert rates[-1] < 0.3e-3
+    trainer = {"callbacks": [Rates()], "max_steps": 10}
+    settings = {"n_epochs": 1000, "optimizer_kwargs": {"lr": 1e-3}}
+    method.darts(pl_trainer_kwargs=trainer, **settings).fit(SERIES)
+    expected = 1e-8 + (1e-3 - 1e-8) * (1 + np.cos(np.pi * np.arange(10) / 10)) / 2
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
-def test_verbose_says_how_long_it_will_take(method, capfd):
+def test_time_spent_is_that_of_the_timer(method):
+    trainer = pl.Trainer(
+        max_time={"seconds": 60}, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", max_epochs=1,
+    )  # fmt: skip
+    assert _budget.time_spent(trainer) == (0.0, 60.0)
+    method.darts().fit(SERIES, trainer=trainer)
+    spent, limit = _budget.time_spent(trainer)
+    assert spent > 0
+    assert limit == pytest.approx(60)
+    trainer.callbacks = []
+    assert _budget.time_spent(trainer) == (0.0, float("inf"))
+
+
+def test_verbose_says_how_long_it_will_take(method, capfd, monkeypatch):
     forecaster = method.sktime(max_steps=40, verbose=True).fit(monthly())
     said = capfd.readouterr().err
-    assert "Training takes about" in said
-    assert "40 steps of" in said
     assert said.count("Training takes about") == 1
-    forecaster.set_params(max_steps=10**6, max_time=1.5).fit(monthly())
+    assert "40 steps of" in said
+    monkeypatch.setattr(_budget, "time_spent", lambda trainer: (1.0, 1.0))
+    forecaster.fit(monthly())
     assert "Training ends at its max_time" in capfd.readouterr().err
-    forecaster.set_params(max_steps=40, max_time=None, verbose=False).fit(monthly())
+    forecaster.set_params(verbose=False).fit(monthly())
     assert capfd.readouterr().err == ""
 
 
@@ -132,7 +148,7 @@ def test_verbose_says_how_long_it_will_take(method, capfd):
     ("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")]
 )
 def test_durations_are_readable(seconds, text):
-    assert _duration(seconds) == text
+    assert _budget._duration(seconds) == text
 
 
 def test_an_error_in_training_leaves_the_model_as_it_was(method):

@@ -194,3 +194,16 @@ def test_missing_or_short_covariates_at_prediction_are_an_error(method):
     short = {**used, "future_covariates": covariates[: len(series) + 2]}
     with pytest.raises(ValueError, match="future_covariates"):
         model.predict(HORIZON, series=series, **short)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_method_that_cannot_use_covariates_refuses_them(method, kind, monkeypatch):
+    """As darts does: static ones, which come along with a series, are left out."""
+    monkeypatch.setattr(method.network, "covariates_used", frozenset(KINDS) - {kind})
+    series, covariates = data()
+    model = method.darts(CONTEXT, HORIZON)
+    if kind == "static":
+        assert method.darts(CONTEXT, HORIZON).fit(series).uses_static_covariates is False
+        return
+    with pytest.raises(ValueError, match=f"does not support `{kind}_covariates`"):
+        model.fit(series, **{f"{kind}_covariates": covariates})

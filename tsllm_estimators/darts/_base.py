@@ -349,8 +349,9 @@ class NetworkModel(MixedCovariatesTorchModel):
 
     @property
     def _ckpt_skipped_params(self) -> list[str]:
+        # what a model is made of is compared weight by weight, wherever its language model lies
         options = [f.name for f in dataclasses.fields(EngineOptions)]
-        return [*super()._ckpt_skipped_params, *options]
+        return [*super()._ckpt_skipped_params, *options, "backbone"]
 
     fit = exclusively(unchanged_by_errors(MixedCovariatesTorchModel.fit))
     fit_from_dataset = exclusively(MixedCovariatesTorchModel.fit_from_dataset)

@@ -1,6 +1,5 @@
 """What the sktime face knows of darts: fit, forecast and carry a darts model."""
 
-import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,11 +149,6 @@ class Engine:
         contexts = [one.context(self.context_length, n, self.horizon) for one in series]
         forecasts = self.model.predict(n, **_covariates(contexts), **kwargs)
         return np.stack([forecast.all_values(copy=False) for forecast in forecasts]).astype(float)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        duplicate = self.__class__.__new__(self.__class__)
-        duplicate.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return duplicate
 
     def __getstate__(self) -> dict[str, Any]:
         # darts drops the network when it is pickled, so its own files travel instead
