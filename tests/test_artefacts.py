@@ -133,6 +133,22 @@ def test_the_card_tells_data_settings_metrics_and_prompts(method, tmp_path):
     assert config["method"] == method.name
 
 
+def test_models_that_know_less_of_their_training_are_shared_too(method, tmp_path):
+    from darts.utils.data.torch_datasets.training_dataset import SequentialTorchTrainingDataset
+
+    windows = SequentialTorchTrainingDataset(SERIES, input_chunk_length=12, output_chunk_length=6)
+    trained = method.darts().fit_from_dataset(windows)
+    trained.save_pretrained(tmp_path / "windows")
+    assert "the series are not known" in (tmp_path / "windows" / "README.md").read_text()
+    method.darts().fit(SERIES).save(str(tmp_path / "model.pt"))
+    loaded = method.darts()
+    loaded.load_weights(str(tmp_path / "model.pt"))
+    loaded.save_pretrained(tmp_path / "loaded")
+    assert "Trained elsewhere" in (tmp_path / "loaded" / "README.md").read_text()
+    again = method.model.from_pretrained(tmp_path / "loaded")
+    assert np.array_equal(forecast(again), forecast(loaded))
+
+
 def test_covariates_and_precision_survive(method, tmp_path):
     features = pd.DataFrame({"size": [3.0]})
     series = TimeSeries.from_values(sine(80).astype(np.float64)).with_static_covariates(features)

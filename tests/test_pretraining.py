@@ -159,6 +159,7 @@ def test_a_shared_forecaster_forecasts_equal(method, likelihood, tmp_path):
             loaded.predict_interval(fh), forecaster.predict_interval(fh), rtol=0
         )
     assert loaded.get_params()["d_ff"] == forecaster.get_params()["d_ff"]
+    assert "components `v0`, `v1`" in (tmp_path / "README.md").read_text()
 
 
 def test_what_one_face_shares_the_other_loads(method, tmp_path):

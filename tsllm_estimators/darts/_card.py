@@ -9,16 +9,18 @@ def model_card(config: dict[str, Any], n_weights: int, class_name: str) -> str:
     backbone = arguments["backbone"]
     forecaster = class_name.replace("Model", "Forecaster")
     settings = "\n".join(f"| `{k}` | `{v!r}` |" for k, v in sorted(arguments.items()))
-    data = training["data"]
     shapes = "\n".join(
         f"| {name.replace('_', ' ')} | {' x '.join(map(str, shape))} |"
         for name, shape in config["sample_shapes"].items()
         if shape
     )
-    metrics = "\n".join(f"| `{k}` | {v:.6g} |" for k, v in sorted(training["metrics"].items()))
+    metrics = "\n".join(
+        f"| `{k}` | {v:.6g} |" for k, v in sorted(training.get("metrics", {}).items())
+    )
     likelihood = config["likelihood"]["class"] if config["likelihood"] else "none"
-    prompts = "\n".join(f"* {p}" for p in training["prompts"]) or "The method uses no prompts."
-    components = ", ".join(f"`{name}`" for name in data["components"]) or "not named"
+    prompts = (
+        "\n".join(f"* {p}" for p in training.get("prompts", [])) or "The method uses no prompts."
+    )
     return f"""---
 library_name: tsllm-estimators
 tags: [time-series-forecasting, {config["method"]}]
@@ -39,8 +41,7 @@ forecaster = {forecaster}.from_pretrained("this/directory")  # sktime: .fit(y).p
 
 ## Data
 
-{data["n_series"]} series, {data["n_points"]} points in all, components {components};
-{training["n_windows"]} training windows. One window (steps x components):
+{_data(config)} One window (steps x components):
 
 | part | shape |
 |---|---|
@@ -48,8 +49,7 @@ forecaster = {forecaster}.from_pretrained("this/directory")  # sktime: .fit(y).p
 
 ## Training
 
-{training["n_steps"]} steps in {training["n_epochs"]} epochs and {training["seconds"]:.1f} s,
-likelihood {likelihood}. Metrics of training and validation (not of a test):
+{_effort(training)} Likelihood {likelihood}. Metrics of training and validation (not of a test):
 
 | metric | value |
 |---|---|
@@ -65,3 +65,22 @@ likelihood {likelihood}. Metrics of training and validation (not of a test):
 |---|---|
 {settings}
 """
+
+
+def _data(config: dict[str, Any]) -> str:
+    training = config["training"]
+    if "data" not in training:
+        return "Trained from a dataset of windows, or elsewhere: the series are not known."
+    data = training["data"]
+    components = ", ".join(f"`{name}`" for name in config.get("columns", data["components"]))
+    return (
+        f"{data['n_series']} series, {data['n_points']} points in all, components {components}; "
+        f"{training['n_windows']} training windows."
+    )
+
+
+def _effort(training: dict[str, Any]) -> str:
+    if "n_steps" not in training:
+        return "Trained elsewhere, the weights were loaded."
+    steps, epochs, seconds = (training[name] for name in ("n_steps", "n_epochs", "seconds"))
+    return f"{steps} steps in {epochs} epochs and {seconds:.1f} s."

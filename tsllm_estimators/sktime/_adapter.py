@@ -132,7 +132,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         arguments = self._model_arguments(
             input_chunk_length=context_length, output_chunk_length=horizon
         )
-        return Engine.new(self._model_class(), arguments, self.likelihood, columns)
+        return Engine.new(self._model_class(), arguments, self.likelihood, columns, [*y.columns])
 
     def _explainable(self, y: pd.DataFrame | None) -> tuple[Any, np.ndarray, list[Hashable]]:
         """Return the darts model, a series in its units (t, c) and the columns, for ``explain``."""

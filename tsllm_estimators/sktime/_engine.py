@@ -30,11 +30,16 @@ class Engine:
         A darts model of this package, fitted or not.
     covariates : pair of tuples of str
         Names of the past and of the future covariates that it takes.
+    columns : sequence of str
+        Names of the columns that it was trained on, for the model card.
     """
 
-    def __init__(self, model: Any, covariates: tuple[tuple, tuple] = ((), ())) -> None:
+    def __init__(
+        self, model: Any, covariates: tuple[tuple, tuple] = ((), ()), columns: Sequence = ()
+    ) -> None:
         self.model = model
         self.covariates = covariates
+        self.columns = [str(name) for name in columns]
 
     @classmethod
     def new(
@@ -43,18 +48,19 @@ class Engine:
         arguments: Mapping[str, Any],
         likelihood: str | None,
         covariates: tuple[tuple, tuple],
+        columns: Sequence,
     ) -> Self:
         """Return an engine without weights; ``arguments`` are those of the darts model."""
-        return cls(model_class(likelihood=_darts_likelihood(likelihood), **arguments), covariates)
+        model = model_class(likelihood=_darts_likelihood(likelihood), **arguments)
+        return cls(model, covariates, columns)
 
     @classmethod
     def from_pretrained(cls, model_class: Any, directory: Any, **arguments: Any) -> Self:
         """Return an engine with the weights of a directory, see the darts models."""
         config = read_forecaster(model_class, directory)
         past, future = config.get("covariates", ((), ()))
-        return cls(
-            model_class.from_pretrained(directory, **arguments), (tuple(past), tuple(future))
-        )
+        model = model_class.from_pretrained(directory, **arguments)
+        return cls(model, (tuple(past), tuple(future)), config.get("columns", ()))
 
     def save_pretrained(self, directory: Any, **extra: Any) -> None:
         """Write the weights to a directory, see the darts models."""
