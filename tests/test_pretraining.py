@@ -98,6 +98,15 @@ def test_pretraining_again_goes_on(method):
     assert not np.array_equal(once, twice)
 
 
+@pytest.mark.parametrize("broadcasting", [False, True])
+def test_panels_are_forecast_with_pretrained_weights(method, broadcasting):
+    forecaster = pretrained(method, fit_strategy="zero-shot", broadcasting=broadcasting)
+    forecast = forecaster.fit(panel(3)).predict([1, 2])
+    assert len(forecast) == 6
+    alone = pretrained(method, fit_strategy="zero-shot").fit(panel(3).loc["s1"]).predict([1, 2])
+    np.testing.assert_allclose(forecast.loc["s1"], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_a_backtest_over_instances_pretrains(method):
     forecaster = method.sktime(fit_strategy="zero-shot", horizon=3)
     result = evaluate(

@@ -72,10 +72,11 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
 
     A second Ctrl-C interrupts the program as ever. Only the main thread can listen to signals.
     """
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    # None: a handler that was not installed from Python, and could not be put back
+    if threading.current_thread() is not threading.main_thread() or before is None:
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
     interrupted = False
 
     def stop(number: int, frame: Any) -> None:
