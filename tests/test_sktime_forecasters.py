@@ -411,6 +411,26 @@ def test_copies_forecast_bit_equal(method, duplicate, likelihood):
     assert np.isfinite(twin.predict([1]).to_numpy()).all()
 
 
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f)), lambda f: f.clone()],
+    ids=["deepcopy", "pickle", "clone"],
+)
+def test_new_forecasters_can_be_copied_too(method, duplicate):
+    forecaster = method.sktime(trainer_kwargs={"gradient_clip_val": 0.1})
+    twin = duplicate(forecaster)
+    assert twin.get_params() == forecaster.get_params()
+    first, second = (f.fit(monthly()).predict([1, 2]) for f in (forecaster, twin))
+    pd.testing.assert_frame_equal(first, second, rtol=0)
+    assert not duplicate(method.sktime()).is_fitted
+
+
+def test_a_clone_of_a_fitted_forecaster_is_new(method):
+    forecaster = method.sktime().fit(monthly())
+    assert not forecaster.clone().is_fitted
+    assert forecaster.is_fitted
+
+
 def test_save_and_load(method, tmp_path):
     from sktime.base import load
 

@@ -117,10 +117,10 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         """Return an engine to train: with weights if there are any to start from, else new."""
         self._check_arguments()
         self._check_series(y)
-        columns = choose_columns(X, self.past_covariates)
-        check_columns(X, columns, ahead=False)
+        covariates = choose_columns(X, self.past_covariates)
+        check_columns(X, covariates, ahead=False)
         self._seed = self._draw_seed()
-        start = self._start(y, columns)
+        start = self._start(y, covariates)
         if start is not None:
             return start
         instances = split_instances(y)
@@ -132,7 +132,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         arguments = self._model_arguments(
             input_chunk_length=context_length, output_chunk_length=horizon
         )
-        return Engine.new(self._model_class(), arguments, self.likelihood, columns, [*y.columns])
+        return Engine.new(self._model_class(), arguments, self.likelihood, covariates, y.columns)
 
     def _explainable(self, y: pd.DataFrame | None) -> tuple[Any, np.ndarray, list[Hashable]]:
         """Return the darts model, a series in its units (t, c) and the columns, for ``explain``."""
@@ -141,7 +141,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         mean, deviation = self._scales[key]
         return self._engine.model, (frame.to_numpy(np.float64) - mean) / deviation, [*frame]
 
-    def _start(self, y: pd.DataFrame, columns: Columns) -> Engine | None:
+    def _start(self, y: pd.DataFrame, covariates: Columns) -> Engine | None:
         """Return a copy of the pretrained engine or of the checkpoint, if there is one."""
         if hasattr(self, "pretrained_model_"):
             start = copy.deepcopy(self.pretrained_model_)
@@ -152,7 +152,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
             return None
         for name, expected, found in [
             ("y: number of columns", start.n_variates, y.shape[1]),
-            ("X: past and future columns", start.covariates, columns),
+            ("X: past and future columns", start.covariates, covariates),
             ("likelihood", start.likelihood, self.likelihood),
             ("context_length", start.context_length, self.context_length or start.context_length),
             ("horizon", start.horizon, self.horizon or start.horizon),

@@ -1,7 +1,7 @@
 """What the sktime face knows of darts: fit, forecast and carry a darts model."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +35,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Any, covariates: tuple[tuple, tuple] = ((), ()), columns: Sequence = ()
+        self, model: Any, covariates: tuple[tuple, tuple] = ((), ()), columns: Iterable = ()
     ) -> None:
         self.model = model
         self.covariates = covariates
@@ -48,7 +48,7 @@ class Engine:
         arguments: Mapping[str, Any],
         likelihood: str | None,
         covariates: tuple[tuple, tuple],
-        columns: Sequence,
+        columns: Iterable,
     ) -> Self:
         """Return an engine without weights; ``arguments`` are those of the darts model."""
         model = model_class(likelihood=_darts_likelihood(likelihood), **arguments)
