@@ -169,6 +169,25 @@ def test_a_loaded_model_goes_on_training(method, tmp_path):
     assert not np.array_equal(forecast(loaded), before)
 
 
+def test_adapters_of_any_kind_and_language_models_of_other_dtypes_are_shared(method, tmp_path):
+    from peft import LoraConfig
+
+    settings = [
+        {"adapter": LoraConfig(r=2, target_modules={"query"}, use_rslora=True)},
+        {"adapter": "full"},
+        {"adapter": None},
+        {"backbone_kwargs": {"dtype": "bfloat16"}},
+        {"backbone": "none", "backbone_kwargs": {"hidden_size": 8, "num_attention_heads": 2}},
+    ]
+    for number, changes in enumerate(settings):
+        model = saved(method, tmp_path / str(number), **changes)
+        loaded = method.model.from_pretrained(tmp_path / str(number))
+        assert np.array_equal(forecast(loaded), forecast(model)), changes
+    model = method.darts(backbone_kwargs={"dtype": torch.bfloat16}).fit(SERIES)
+    with pytest.raises(ValueError, match=r"backbone_kwargs=.* cannot be saved without pickle"):
+        model.save_pretrained(tmp_path / "plain")
+
+
 # checkpoint= and fit_strategy ---------------------------------------------------------------
 
 

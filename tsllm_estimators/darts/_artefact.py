@@ -9,6 +9,7 @@ README.md              the model card
 import inspect
 import json
 import os
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def write(model: Any, directory: str | os.PathLike, extra: dict[str, Any]) -> No
     config = {
         "format": FORMAT,
         "method": model.method,
-        "arguments": _plain_arguments(model.model_params),
+        "arguments": _plain_arguments(
+            model.model_params, settings=module.network.config.defaults()
+        ),
         "likelihood": None if likelihood is None else _likelihood_config(likelihood),
         "dtype": str(module.dtype).removeprefix("torch."),
         "precision": model.trainer_params["precision"],
@@ -149,13 +152,22 @@ def _size(weights: dict[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in weights.values())
 
 
-def _plain_arguments(model_params: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that JSON can say; loggers, callbacks and losses stay behind."""
+def _plain_arguments(model_params: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Return the arguments that JSON can say; loggers, callbacks and losses stay behind.
+
+    ``settings`` are those without which the network cannot be rebuilt.
+    """
     if model_params.get("add_encoders") is not None:
         raise ValueError(
             "add_encoders cannot be saved without pickle, as they hold what they were fitted to; "
             "compute the covariates beforehand, or use save()."
         )
+    for name in settings:
+        if not _is_plain(model_params[name]):
+            raise ValueError(
+                f"{name}={model_params[name]!r} cannot be saved without pickle; give plain values "
+                "(a dtype as 'bfloat16', a quantization_config as its dict), or use save()."
+            )
     arguments = {k: v for k, v in model_params.items() if k not in _PLACES | {"likelihood"}}
     for name, home in _TORCH_CLASSES.items():
         chosen = arguments.pop(name, None)
