@@ -278,11 +278,28 @@ def test_weights_that_do_not_fit_are_refused(method, tmp_path):
 def test_what_only_pickle_could_save_is_refused(method, tmp_path):
     with pytest.raises(ValueError, match="needs a fitted model"):
         method.darts().save_pretrained(tmp_path / "new")
+    model = method.darts(add_encoders={"custom": {"future": [year]}})
+    with pytest.raises(ValueError, match="add_encoders with functions"):
+        model.fit(dated()).save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def year(index):
+    return index.year
+
+
+def dated():
     times = pd.date_range("2020-01-31", periods=80, freq="ME")
-    dated = TimeSeries.from_times_and_values(times, sine(80))
-    model = method.darts(add_encoders={"cyclic": {"future": ["month"]}}).fit(dated)
-    with pytest.raises(ValueError, match="add_encoders cannot be saved without pickle"):
-        model.save_pretrained(tmp_path / "new")
+    return TimeSeries.from_times_and_values(times, sine(80))
+
+
+def test_encoders_without_a_state_are_shared(method, tmp_path):
+    encoders = {"cyclic": {"future": ["month"]}, "datetime_attribute": {"past": ["year"]}}
+    model = method.darts(add_encoders=encoders).fit(dated())
+    model.save_pretrained(tmp_path)
+    loaded = method.model.from_pretrained(tmp_path)
+    first, second = (m.predict(9, series=dated()).values() for m in (model, loaded))
+    assert np.array_equal(first, second)
 
 
 def test_optimiser_classes_survive_and_loggers_stay_behind(method, tmp_path):

@@ -219,6 +219,18 @@ def test_training_starts_from_a_checkpoint(method, tmp_path):
         method.sktime(checkpoint=tmp_path / "elsewhere").fit(y)
 
 
+def test_what_json_cannot_say_of_a_forecaster_stays_behind(method, tmp_path):
+    generator = np.random.RandomState(0)
+    forecaster = method.sktime(random_state=generator, trainer_kwargs={"callbacks": []})
+    forecaster.fit(monthly()).save_pretrained(tmp_path)
+    loaded = method.forecaster.from_pretrained(tmp_path)
+    assert loaded.random_state is None
+    assert loaded.trainer_kwargs is None
+    pd.testing.assert_frame_equal(
+        loaded.fit(monthly()).predict([1]), forecaster.predict([1]), rtol=1e-6
+    )
+
+
 def test_a_pretrained_forecaster_can_be_shared(method, tmp_path):
     forecaster = pretrained(method, fit_strategy="zero-shot")
     forecaster.save_pretrained(tmp_path)

@@ -34,6 +34,14 @@ _PLACES = {"checkpoint", "work_dir", "model_name", "save_checkpoints", "force_re
 
 def write(model: Any, directory: str | os.PathLike, extra: dict[str, Any]) -> None:
     """Write a fitted darts model of this package; ``extra`` goes into ``config.json``."""
+    encoders = model.model_params.get("add_encoders")
+    if encoders is not None and (not is_plain(encoders) or model.encoders.requires_fit):
+        raise ValueError(
+            "add_encoders with functions, transformers or positions cannot be saved without "
+            "pickle; compute their covariates beforehand, or use save()."
+        )
+    arguments = _plain_arguments(model.model_params, model.model.network.config.defaults())
+    likelihood = None if model.likelihood is None else _likelihood_config(model.likelihood)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     module = model.model
@@ -48,14 +56,11 @@ def write(model: Any, directory: str | os.PathLike, extra: dict[str, Any]) -> No
         for key in backbone.save_adapter(folder / "adapters" / name.split(".")[-1]):
             del weights[f"{name}.{key}"]
     save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
-    likelihood = model.likelihood
     config = {
         "format": FORMAT,
         "method": model.method,
-        "arguments": _plain_arguments(
-            model.model_params, settings=module.network.config.defaults()
-        ),
-        "likelihood": None if likelihood is None else _likelihood_config(likelihood),
+        "arguments": arguments,
+        "likelihood": likelihood,
         "dtype": str(module.dtype).removeprefix("torch."),
         "precision": model.trainer_params["precision"],
         "sample_shapes": module.train_sample_shape,
@@ -157,13 +162,8 @@ def _plain_arguments(model_params: dict[str, Any], settings: Iterable[str]) -> d
 
     ``settings`` are those without which the network cannot be rebuilt.
     """
-    if model_params.get("add_encoders") is not None:
-        raise ValueError(
-            "add_encoders cannot be saved without pickle, as they hold what they were fitted to; "
-            "compute the covariates beforehand, or use save()."
-        )
     for name in settings:
-        if not _is_plain(model_params[name]):
+        if not is_plain(model_params[name]):
             raise ValueError(
                 f"{name}={model_params[name]!r} cannot be saved without pickle; give plain values "
                 "(a dtype as 'bfloat16', a quantization_config as its dict), or use save()."
@@ -176,12 +176,13 @@ def _plain_arguments(model_params: dict[str, Any], settings: Iterable[str]) -> d
             arguments[name] = known[0]
     trainer = arguments.get("pl_trainer_kwargs") or {}
     arguments["pl_trainer_kwargs"] = {
-        k: v for k, v in trainer.items() if k not in _MACHINE and _is_plain(v)
+        k: v for k, v in trainer.items() if k not in _MACHINE and is_plain(v)
     }
-    return {name: value for name, value in arguments.items() if _is_plain(value)}
+    return {name: value for name, value in arguments.items() if is_plain(value)}
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Return whether JSON can say a value."""
     try:
         json.dumps(value)
     except TypeError:

@@ -302,6 +302,7 @@ class NetworkModel(MixedCovariatesTorchModel):
         model.model.to_dtype(dtype)
         _artefact.load_state(model.model, directory, config)
         model.training_summary = config["training"]
+        model.encoders = model.initialize_encoders()
         model._fit_called = True
         model._update_covariates_use()
         return model

@@ -62,9 +62,16 @@ class Engine:
         model = model_class.from_pretrained(directory, **arguments)
         return cls(model, (tuple(past), tuple(future)), config.get("columns", ()))
 
-    def save_pretrained(self, directory: Any, **extra: Any) -> None:
-        """Write the weights to a directory, see the darts models."""
-        self.model.save_pretrained(directory, covariates=self.covariates, **extra)
+    def save_pretrained(self, directory: Any, forecaster: Mapping[str, Any]) -> None:
+        """Write the weights and the forecaster's arguments to a directory."""
+        from tsllm_estimators.darts._artefact import is_plain
+
+        self.model.save_pretrained(
+            directory,
+            covariates=self.covariates,
+            columns=self.columns,
+            forecaster={name: value for name, value in forecaster.items() if is_plain(value)},
+        )
 
     @property
     def has_weights(self) -> bool:

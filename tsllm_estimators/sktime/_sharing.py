@@ -40,7 +40,7 @@ class Shareable:
         arguments = {k: v for k, v in self.get_params(deep=False).items() if k not in _LEFT_BEHIND}
         if "adapter" in arguments:
             arguments["adapter"] = plain_adapter(arguments["adapter"])
-        engine.save_pretrained(directory, columns=engine.columns, forecaster=arguments)
+        engine.save_pretrained(directory, arguments)
 
     @classmethod
     def from_pretrained(cls: Any, directory: str | os.PathLike, **arguments: Any) -> Any:
