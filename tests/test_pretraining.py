@@ -193,6 +193,7 @@ def test_a_checkpoint_survives_tuning(method, tmp_path):
         start,
         cv=ExpandingWindowSplitter(fh=[1, 2, 3], initial_window=50, step_length=5),
         param_grid={"fit_strategy": ["zero-shot", "head"]},
+        backend="None",
         error_score="raise",
     )
     search.fit(y, fh=[1, 2, 3])
