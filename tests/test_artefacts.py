@@ -188,6 +188,15 @@ def test_adapters_of_any_kind_and_language_models_of_other_dtypes_are_shared(met
         model.save_pretrained(tmp_path / "plain")
 
 
+def test_a_precision_of_the_user_wins(method, tmp_path):
+    saved(method, tmp_path)
+    for precision, dtype in [("bf16-true", torch.bfloat16), ("64-true", torch.float64)]:
+        trainer = {"precision": precision, "accelerator": "cpu"}
+        loaded = method.model.from_pretrained(tmp_path, pl_trainer_kwargs=trainer)
+        assert loaded.model.dtype == dtype
+        assert loaded.trainer_params["precision"] == precision
+
+
 # checkpoint= and fit_strategy ---------------------------------------------------------------
 
 

@@ -85,6 +85,8 @@ DARTS = [
          predict(future_covariates=COVARIATES.stack(COVARIATES))),
     Case("unexpected covariates", ValueError, "past_covariates",
          predict(past_covariates=COVARIATES)),
+    Case("another precision", ValueError, "expected float32, .* found float64 in series 0; use",
+         predict(series=GOOD.astype(np.float64))),
     Case("unknown argument", ValueError, r"\['colour'\]", make={"colour": "red"}),
     Case("no such backbone", OSError, r"backbone 'no/such' cannot be loaded.*Ways out.*directory",
          make={"backbone": "no/such"}),

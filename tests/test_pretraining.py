@@ -220,6 +220,34 @@ def test_training_starts_from_a_checkpoint(method, tmp_path):
         method.sktime(checkpoint=tmp_path / "elsewhere").fit(y)
 
 
+@pytest.mark.parametrize("history", ["pickle", "deepcopy", "pretrain", "checkpoint"])
+def test_forecasters_of_every_history_can_be_shared(method, history, tmp_path):
+    y = monthly()
+    if history == "pretrain":
+        forecaster = pretrained(method, fit_strategy="head").fit(y)
+    else:
+        forecaster = method.sktime(horizon=4).fit(y)
+    if history == "checkpoint":
+        forecaster.save_pretrained(tmp_path / "first")
+        forecaster = method.sktime(horizon=4, checkpoint=tmp_path / "first").fit(y)
+    copies = {"pickle": lambda f: pickle.loads(pickle.dumps(f)), "deepcopy": copy.deepcopy}
+    forecaster = copies.get(history, lambda f: f)(forecaster)
+    forecaster.save_pretrained(tmp_path / "shared")
+    loaded = method.forecaster.from_pretrained(tmp_path / "shared", device="cpu").fit(y)
+    pd.testing.assert_frame_equal(loaded.predict([1, 4]), forecaster.predict([1, 4]), rtol=0)
+
+
+def test_what_cannot_be_shared_says_so(method, tmp_path):
+    many = method.sktime(broadcasting=True).fit(panel(2))
+    with pytest.raises(ValueError, match="one for each instance in forecasters_"):
+        many.save_pretrained(tmp_path / "shared")
+    X = monthly().set_axis(pd.Index([("a", "b")], tupleize_cols=False), axis=1)
+    odd = method.sktime().fit(monthly(), X)
+    with pytest.raises(ValueError, match=r"must be texts or integers .* found \[\('a', 'b'\)\]"):
+        odd.save_pretrained(tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+
+
 def test_what_json_cannot_say_of_a_forecaster_stays_behind(method, tmp_path):
     generator = np.random.RandomState(0)
     forecaster = method.sktime(random_state=generator, trainer_kwargs={"callbacks": []})

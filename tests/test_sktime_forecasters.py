@@ -32,12 +32,18 @@ def indexed(kind, n=60, columns=1):
         "hourly": lambda: pd.date_range("2000-01-01", periods=n, freq="h"),
         "range": lambda: pd.RangeIndex(n),
         "integers from 1000": lambda: pd.RangeIndex(1000, 1000 + n),
+        "period of 15 minutes": lambda: pd.period_range("2000-01-01", periods=n, freq="15min"),
+        "two hours": lambda: pd.date_range("2000-01-01", periods=n, freq="2h", tz="Europe/Rome"),
+        "business": lambda: pd.bdate_range("2000-01-03", periods=n),
     }
     names = [f"v{i}" for i in range(columns)]
     return pd.DataFrame(sine(n, columns).astype(float), index=indices[kind](), columns=names)
 
 
-INDICES = ["period", "datetime", "datetime without freq", "hourly", "range", "integers from 1000"]
+INDICES = [
+    *("period", "datetime", "datetime without freq", "hourly", "range", "integers from 1000"),
+    *("period of 15 minutes", "two hours", "business"),
+]
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -545,6 +551,23 @@ def test_irregular_indices_are_refused(method, index, message):
         method.sktime().fit(y)
 
 
+def test_dates_without_a_frequency_are_refused(method):
+    y = indexed("datetime")[:2].set_axis(pd.DatetimeIndex(["2000-01-01", "2000-01-02"]))
+    with pytest.raises(ValueError, match="dates of a known frequency, found 2 without one"):
+        method.sktime().fit(y, fh=[1])
+
+
+@pytest.mark.parametrize("kind", ["datetime", "business"])
+def test_short_instances_have_the_frequency_of_the_panel(method, kind):
+    """Five business days in a row look like any five days, and two have no frequency at all."""
+    y = indexed(kind)
+    panel = pd.concat({"a": y, "b": y[:5], "c": y[:2]}, names=["i", "t"])
+    with pytest.warns(UserWarning, match="The shortest series has 2 points"):
+        forecast = method.sktime(context_length=8).fit(panel, fh=[1, 2, 3]).predict()
+    assert list(forecast.loc["b"].index) == list(y.index[5:8])
+    assert list(forecast.loc["c"].index) == list(y.index[2:5])
+
+
 def test_missing_dates_become_rows_that_are_masked(method):
     y = indexed("datetime").drop(pd.Timestamp("2000-01-20"))
     forecast = method.sktime().fit(y.asfreq("D")).predict([1, 2])
@@ -554,8 +577,10 @@ def test_missing_dates_become_rows_that_are_masked(method):
 def test_a_gap_before_an_update_is_refused(method):
     y = monthly()
     forecaster = method.sktime(horizon=6).fit(y[:-6])
+    cutoff = forecaster.cutoff
     with pytest.raises(ValueError, match="found a step of 4"):
         forecaster.update(y[-3:], update_params=False)
+    assert forecaster.cutoff == cutoff
     assert forecaster._cur_y.equals(y[:-6])
 
 

@@ -44,7 +44,8 @@ def fit(method, **settings):
     recorder = Recorder()
     series = settings.pop("series", SERIES)
     validation = settings.pop("val_series", None)
-    trainer = {"callbacks": [recorder], **settings.pop("pl_trainer_kwargs", {})}
+    trainer = settings.pop("pl_trainer_kwargs", {})
+    trainer = {**trainer, "callbacks": [recorder, *trainer.get("callbacks", [])]}
     model = method.darts(pl_trainer_kwargs=trainer, **settings)
     return model.fit(series, val_series=validation), recorder
 
@@ -273,3 +274,69 @@ def test_a_logger_sees_every_loss_by_name(method, tmp_path):
     names = {f"train_{name}" for name in model.model.network.loss_weights()}
     assert {"train_task_loss", "train_loss", *names} <= set(logged.columns)
     assert len(logged) > 2
+
+
+@pytest.mark.parametrize("loss", ["MapeLoss", "SmapeLoss"])
+def test_losses_of_darts_without_a_unit_train_alike_in_every_unit(method, loss):
+    import darts.utils.losses as losses
+
+    dry = {"head_dropout": 0.0, "dropout": 0.0, "lora_dropout": 0.0, "n_epochs": 3}
+    dry |= {"optimizer_kwargs": {"eps": 1e-16}, "backbone_kwargs": NO_DROPOUT}
+    forecasts = []
+    for factor in (1, 1000):
+        series = darts_series(factor * (sine(100) + 5))
+        model = method.darts(loss_fn=getattr(losses, loss)(), **dry)
+        forecasts.append(model.fit(series).predict(6).values() / factor)
+    np.testing.assert_allclose(*forecasts, rtol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_extreme_units_are_forecast(method, factor):
+    forecast = values(method.darts().fit(darts_series(factor * sine(100))))
+    assert np.isfinite(forecast).all()
+    assert 0.01 < np.abs(forecast).max() / factor < 10
+
+
+def test_series_of_very_different_sizes_are_warned_of(method):
+    import warnings
+
+    series = [darts_series(sine(100)), darts_series(1e4 * sine(100))]
+    with pytest.warns(UserWarning, match="scale the series"):
+        method.darts(n_epochs=1).fit(series)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.darts(n_epochs=1).fit([series[0], series[0] * 10])
+
+
+def test_weights_that_a_callback_unfreezes_are_averaged(method):
+    class Unfreeze(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            pl_module.network.encoder.requires_grad_(False)
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                pl_module.network.encoder.requires_grad_(True)
+                parameters = list(pl_module.network.encoder.parameters())
+                trainer.optimizers[0].add_param_group({"params": parameters})
+
+    model, _ = fit(
+        method, n_epochs=3, lr_schedule="constant", pl_trainer_kwargs={"callbacks": [Unfreeze()]}
+    )
+    assert np.isfinite(values(model)).all()
+
+
+def test_an_error_in_a_second_training_leaves_the_weights_alone(method):
+    class Fail(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 2:
+                raise RuntimeError("out of luck")
+
+    model, _ = fit(method)
+    before = snapshot(model.model)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[Fail()],
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="out of luck"):
+        model.fit(SERIES, trainer=trainer)
+    assert all(torch.equal(weight, before[n]) for n, weight in snapshot(model.model).items())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import darts.utils.likelihood_models.torch as likelihoods
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,7 @@ from tsllm_estimators.llm.backbone import Backbone
 FORMAT = "tsllm-estimators/1"
 _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 _TORCH_CLASSES = {"optimizer_cls": torch.optim, "lr_scheduler_cls": torch.optim.lr_scheduler}
+_PRECISIONS = {torch.float64: "64-true", torch.bfloat16: "bf16-true"}
 _LIBRARIES = ("darts", "peft", "torch", "transformers")
 # Which machine runs a model is no part of it, nor where it keeps its files.
 _MACHINE = {"accelerator", "devices", "num_nodes", "strategy", "plugins", "default_root_dir"}
@@ -42,8 +44,6 @@ def write(model: Any, directory: str | os.PathLike, extra: dict[str, Any]) -> No
         )
     arguments = _plain_arguments(model.model_params, model.model.network.config.defaults())
     likelihood = None if model.likelihood is None else _likelihood_config(model.likelihood)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     module = model.model
     weights: dict[str, Tensor] = {}
     backbones: dict[str, Any] = {}
@@ -52,24 +52,31 @@ def write(model: Any, directory: str | os.PathLike, extra: dict[str, Any]) -> No
             weights[name] = value.detach().cpu().contiguous()
         else:
             backbones[name] = value
-    for name, backbone in _backbones(module).items():
-        for key in backbone.save_adapter(folder / "adapters" / name.split(".")[-1]):
-            del weights[f"{name}.{key}"]
-    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    # a model that darts loaded has lost the precision that it was trained with
+    precision = model.trainer_params.get("precision", _PRECISIONS.get(module.dtype, "32-true"))
     config = {
         "format": FORMAT,
         "method": model.method,
         "arguments": arguments,
         "likelihood": likelihood,
         "dtype": str(module.dtype).removeprefix("torch."),
-        "precision": model.trainer_params["precision"],
+        "precision": precision,
+        "series_dtype": model.train_sample.past_target.dtype.name,
         "sample_shapes": module.train_sample_shape,
         "backbones": backbones,
         "training": model.training_summary,
         "versions": {name: version(name) for name in ("tsllm-estimators", *_LIBRARIES)},
         **extra,
     }
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    content = json.dumps(config, indent=2)
+
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, backbone in _backbones(module).items():
+        for key in backbone.save_adapter(folder / "adapters" / name.split(".")[-1]):
+            del weights[f"{name}.{key}"]
+    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    (folder / _CONFIG).write_text(content + "\n")
     (folder / _CARD).write_text(model_card(config, _size(weights), type(model).__name__))
 
 
@@ -201,6 +208,15 @@ def _likelihood_config(likelihood: Any) -> dict[str, Any]:
     return {"class": cls.__name__, "arguments": {n: getattr(likelihood, n) for n in names}}
 
 
-def torch_dtype(config: dict[str, Any]) -> torch.dtype:
-    """Return the precision of the weights."""
-    return getattr(torch, config["dtype"])
+def torch_dtype(config: dict[str, Any], precision: Any = None) -> torch.dtype:
+    """Return the dtype of Lightning's ``precision``, by default that of the saved weights."""
+    wanted = {"32-true": torch.float32, **{name: dtype for dtype, name in _PRECISIONS.items()}}
+    return wanted.get(precision, getattr(torch, config["dtype"]))
+
+
+def series_dtype(config: dict[str, Any], dtype: torch.dtype) -> np.dtype:
+    """Return the dtype of the series that weights of a dtype expect."""
+    double = dtype == torch.float64
+    trained = np.dtype(config["series_dtype"])
+    same = double == (trained == np.float64)
+    return trained if same else np.dtype("float64" if double else "float32")

@@ -6,7 +6,6 @@ import os
 import time
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
@@ -16,7 +15,12 @@ from tsllm_estimators._validate import check_bool, check_integer
 from tsllm_estimators.darts import _artefact
 from tsllm_estimators.darts._budget import TimeEstimate, interruptible
 from tsllm_estimators.darts._callbacks import BestWeights, MovingAverage
-from tsllm_estimators.darts._checks import check_finite, check_observed
+from tsllm_estimators.darts._checks import (
+    check_dtype,
+    check_finite,
+    check_observed,
+    warn_of_sizes,
+)
 from tsllm_estimators.darts._compat import (
     MixedCovariatesTorchModel,
     TorchTrainingSample,
@@ -25,11 +29,10 @@ from tsllm_estimators.darts._compat import (
 from tsllm_estimators.darts._likelihoods import parameter_kinds
 from tsllm_estimators.darts._module import NetworkModule
 from tsllm_estimators.darts._runtime import exclusive, exclusively, unchanged_by_errors
+from tsllm_estimators.darts._windows import measured_windows
 from tsllm_estimators.llm.backbone import plain_adapter
 from tsllm_estimators.networks import network_class
-from tsllm_estimators.networks.base import Batch, Shapes
-
-_MEASURED_WINDOWS = 1024  # as many, evenly spread, measure the unit of the data
+from tsllm_estimators.networks.base import Shapes
 
 
 class NetworkModel(MixedCovariatesTorchModel):
@@ -168,7 +171,9 @@ class NetworkModel(MixedCovariatesTorchModel):
             config = _artefact.read_config(options.checkpoint, self.method)
             _artefact.load_state(module, options.checkpoint, config)
         elif is_new:
-            module.network.measure(_windows(train_dataset))
+            windows = measured_windows(train_dataset)
+            module.network.measure(windows)
+            warn_of_sizes(windows.past_target.numpy(), module.network.unit.item())
         if options.fit_strategy in module.network.parts:
             module.network.train_part(options.fit_strategy)
         self.training_summary["n_windows"] = len(train_dataset)
@@ -291,11 +296,12 @@ class NetworkModel(MixedCovariatesTorchModel):
         """
         config = _artefact.read_config(directory, cls.method)
         model = cls(**{**_artefact.arguments_of(config), **arguments})
-        dtype = _artefact.torch_dtype(config)
+        precision = (arguments.get("pl_trainer_kwargs") or {}).get("precision")
+        dtype = _artefact.torch_dtype(config, precision)
         model.train_sample = train_sample_from_shapes(
-            config["sample_shapes"], torch.empty((), dtype=dtype).float().numpy().dtype
+            config["sample_shapes"], _artefact.series_dtype(config, dtype)
         )
-        model.trainer_params["precision"] = config["precision"]
+        model.trainer_params["precision"] = precision or config["precision"]
         model.output_dim = model.train_sample.past_target.shape[1]
         with exclusive():
             model.model = model._init_model()
@@ -322,10 +328,15 @@ class NetworkModel(MixedCovariatesTorchModel):
         """Whether the method uses static covariates; darts leaves them out where not."""
         return "static" in network_class(self.method).covariates_used
 
+    def _check_dtype(self, series: Any) -> None:
+        if self.model is not None:
+            check_dtype("series", series, self.train_sample.past_target.dtype)
+
     def _build_train_dataset(
         self, series: Any, past_covariates: Any, future_covariates: Any, *args: Any, **kwargs: Any
     ) -> Any:
         check_observed("series", series)
+        self._check_dtype(series)
         check_finite("past_covariates", past_covariates)
         check_finite("future_covariates", future_covariates)
         return super()._build_train_dataset(
@@ -342,6 +353,7 @@ class NetworkModel(MixedCovariatesTorchModel):
         **kwargs: Any,
     ) -> Any:
         check_finite("series", series)
+        self._check_dtype(series)
         check_finite("past_covariates", past_covariates)
         check_finite("future_covariates", future_covariates)
         return super()._build_inference_dataset(
@@ -355,41 +367,8 @@ class NetworkModel(MixedCovariatesTorchModel):
         return [*super()._ckpt_skipped_params, *options, "backbone"]
 
     fit = exclusively(unchanged_by_errors(MixedCovariatesTorchModel.fit))
-    fit_from_dataset = exclusively(MixedCovariatesTorchModel.fit_from_dataset)
+    fit_from_dataset = exclusively(unchanged_by_errors(MixedCovariatesTorchModel.fit_from_dataset))
     predict = exclusively(MixedCovariatesTorchModel.predict)
     predict_from_dataset = exclusively(MixedCovariatesTorchModel.predict_from_dataset)
     lr_find = exclusively(MixedCovariatesTorchModel.lr_find)
     scale_batch_size = exclusively(MixedCovariatesTorchModel.scale_batch_size)
-
-
-def _weighed(sample: TorchTrainingSample) -> TorchTrainingSample:
-    """Return a sample that misses the targets, and if these are all, the context of no weight."""
-    if sample.sample_weight is None:
-        return sample
-    counts = sample.sample_weight != 0
-    return dataclasses.replace(
-        sample,
-        past_target=sample.past_target if counts.any() else np.nan * sample.past_target,
-        future_target=np.where(counts, sample.future_target, np.nan),
-    )
-
-
-def _windows(dataset: Any) -> Batch:
-    """Return training windows, evenly spread over the dataset, their horizon included."""
-    step = max(1, len(dataset) // _MEASURED_WINDOWS)
-    samples = [_weighed(dataset[index]) for index in range(0, len(dataset), step)]
-
-    def stacked(*names: str) -> torch.Tensor | None:
-        if getattr(samples[0], names[0]) is None:
-            return None
-        windows = [np.concatenate([getattr(s, name) for name in names]) for s in samples]
-        return torch.from_numpy(np.stack(windows).astype(np.float64))
-
-    target, static = stacked("past_target", "future_target"), stacked("static_covariates")
-    assert target is not None
-    return Batch(
-        past_target=target,
-        past_covariates=stacked("past_covariates"),
-        future_covariates=stacked("historic_future_covariates", "future_covariates"),
-        static_covariates=None if static is None else static.flatten(1),
-    )

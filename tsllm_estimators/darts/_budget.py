@@ -77,13 +77,14 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or before is None:
         yield
         return
-    interrupted = False
+    interrupted, loop = False, trainer.fit_loop
+    least = loop.min_epochs, loop.epoch_loop.min_steps
 
     def stop(number: int, frame: Any) -> None:
         nonlocal interrupted
         interrupted = True
         trainer.should_stop = True
-        trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
+        loop.min_epochs = loop.epoch_loop.min_steps = None
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, stop)
@@ -91,6 +92,7 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        loop.min_epochs, loop.epoch_loop.min_steps = least
     if interrupted:
         warnings.warn(
             f"Training was interrupted after {trainer.global_step} steps; the model keeps what it "

@@ -17,8 +17,9 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _restore(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, parameter in _trainable(module).items():
-        parameter.copy_(weights[name])
+    parameters = dict(module.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].copy_(weight)
 
 
 class MovingAverage(pl.Callback):
@@ -48,7 +49,9 @@ class MovingAverage(pl.Callback):
             self._average = _copy(pl_module)
         decay = min(self.decay, (1 + self._n_steps) / (10 + self._n_steps))
         for name, parameter in _trainable(pl_module).items():
-            average = self._average[name] = self._average[name].to(parameter.device)
+            # what a callback has unfrozen since joins here
+            average = self._average.get(name, parameter.detach().clone()).to(parameter.device)
+            self._average[name] = average
             average.lerp_(parameter.detach(), 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -1,5 +1,6 @@
 """What must hold of series before they become windows."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,32 @@ def check_observed(name: str, series: Sequence[Any]) -> None:
                 f"{name}: {_where(one, number, int(missing.argmax()))} has no observation at all, "
                 f"{len(one)} of {len(one)} values are NaN; leave it out, or give it values."
             )
+
+
+def check_dtype(name: str, series: Sequence[Any] | None, trained: np.dtype) -> None:
+    """Raise ``ValueError`` if a series is of another precision than the training series."""
+    for number, one in enumerate(series or []):
+        if one.dtype != trained:
+            raise ValueError(
+                f"{name}: expected {trained}, in which the model was trained, found {one.dtype} in "
+                f"series {number}; use series.astype(np.{trained})."
+            )
+
+
+def warn_of_sizes(windows: np.ndarray, unit: float) -> None:
+    """Warn if windows (b, t, c) that vary are so small that they count as constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of windows without an observation
+        deviations = np.nanstd(windows, axis=1)
+        varying = deviations > 1e-6 * np.abs(np.nanmean(windows, axis=1))
+    if (varying & (deviations < 3e-3 * unit)).sum() > 0.05 * varying.sum():
+        warnings.warn(
+            "series: sizes differ so much that windows of the small ones count as constant (their "
+            f"deviation is below 0.003 of {unit:.3g}, that of all); scale the series, for instance "
+            "with darts' Scaler.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _where(series: Any, number: int, component: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from darts.utils.losses import MapeLoss, SmapeLoss
 from torch import Tensor
 
 from tsllm_estimators.darts._budget import time_spent
@@ -164,6 +165,8 @@ class NetworkModule(PLForecastingModule):
     def _update_metrics(self, output: NetworkOutput, target: Tensor, metrics: Any) -> None:
         """Update torch's metrics with the steps that were observed."""
         observed = target.isnan().any(-1).logical_not()
+        if not observed.any():
+            return
         if len(metrics) and not observed.all():
             output = output.replace(prediction=output.prediction[observed].unsqueeze(1))
             target = target[observed].unsqueeze(1)
@@ -184,6 +187,8 @@ class NetworkModule(PLForecastingModule):
             return DISTANCE_DEGREES[self._task_loss]
         if self.likelihood is not None:
             return int(isinstance(self.likelihood, QuantileRegression))
+        if isinstance(self.criterion, MapeLoss | SmapeLoss):
+            return 0
         return 2 if isinstance(self.criterion, torch.nn.MSELoss) else 1
 
     # prediction -----------------------------------------------------------------------------
@@ -284,7 +289,7 @@ class NetworkModule(PLForecastingModule):
         def cosine(step: int) -> float:
             # whichever limit is nearer: of steps, or of time
             spent, limit = time_spent(self.trainer)
-            progress = min(max(step / n_steps, spent / limit), 1)
+            progress = min(max(step / n_steps, spent / limit if limit else 1), 1)
             return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)

@@ -75,15 +75,20 @@ def exclusively(method: _Method) -> _Method:
 
 
 def unchanged_by_errors(method: _Method) -> _Method:
-    """Run a method of a darts model; an error leaves the model's attributes as they were."""
+    """Run a method of a darts model; an error leaves attributes and weights as they were."""
 
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = {k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(self).items()}
+        module = self.model
+        parameters = [] if module is None else list(module.parameters())
+        trained = [(p, p.detach().clone()) for p in parameters if p.requires_grad]
         try:
             return method(self, *args, **kwargs)
-        except Exception:
+        except BaseException:  # a program that is interrupted twice may go on, too
             self.__dict__ = before
+            for parameter, weight in trained:
+                parameter.requires_grad_(True).data.copy_(weight)
             raise
 
     return run  # type: ignore[return-value]

@@ -64,8 +64,9 @@ def normalize_window(
     if normalization is None:
         scale = unit.expand_as(mean)
         return (centred + mean) / scale, WindowStatistics(torch.zeros_like(mean), scale)
-    variance = centred.square().sum(1, keepdim=True).div(n_observed).detach()
-    statistics = WindowStatistics(mean, (variance + 1e-5 * unit**2).sqrt())
+    # in units of the data, whose squares might be too large or too small a number
+    variance = (centred / unit).square().sum(1, keepdim=True).div(n_observed).detach()
+    statistics = WindowStatistics(mean, unit * (variance + 1e-5).sqrt())
     return centred / statistics.scale, statistics
 
 

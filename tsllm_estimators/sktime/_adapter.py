@@ -25,6 +25,7 @@ from tsllm_estimators.sktime._index import (
     check_regular,
     default_context,
     default_horizon,
+    frequency_of,
     last_of,
     split_instances,
 )
@@ -98,6 +99,13 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         return self
 
     def _update(self, y: pd.DataFrame, X: Any = None, update_params: bool = True) -> Self:
+        try:
+            return self._updated(y, X, update_params)
+        except Exception:
+            self._set_cutoff_from_y(self._cur_y)  # which sktime has moved already
+            raise
+
+    def _updated(self, y: pd.DataFrame, X: Any, update_params: bool) -> Self:
         if list(y.columns) != list(self._cur_y.columns):
             raise ValueError(
                 f"y: expected the columns {list(self._cur_y.columns)!r}, with which the forecaster "
@@ -125,7 +133,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
             return start
         instances = split_instances(y)
         lengths = [len(frame) for frame in instances.values()]
-        steps = None if fh is None else self._longest_step(fh, instances)
+        steps = None if fh is None else _longest_step(fh, instances)
         first = next(iter(instances.values()))
         horizon = self.horizon or steps or default_horizon(first.index, max(lengths))
         context_length = self.context_length or default_context(horizon, max(lengths))
@@ -245,8 +253,10 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         fitted values: the forecast one step ahead of everything before it.
         """
         steps, indices = {}, {}
-        for key, frame in split_instances(self._cur_y).items():
-            steps[key], indices[key] = self._steps(fh, frame.index)
+        instances = split_instances(self._cur_y)
+        freq = frequency_of(instances)
+        for key, frame in instances.items():
+            steps[key], indices[key] = _steps(fh, last_of(frame.index, freq))
         ahead = max(int(max(own)) for own in steps.values())
         if ahead > 0 or X is not None:
             check_columns(X, self._engine.covariates, ahead=True)
@@ -305,8 +315,9 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         """Return the series of every instance, scaled, with covariates up to ``ahead`` steps."""
         past, future = engine.covariates
         rows = {} if X is None else split_instances(X)
-        series = {}
-        for key, frame in split_instances(y).items():
+        instances, series = split_instances(y), {}
+        freq = frequency_of(instances)
+        for key, frame in instances.items():
             mean, deviation = scales[key]
             target = (frame.to_numpy(np.float64) - mean) / deviation
             if not past and not future:
@@ -317,7 +328,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
             index = frame.index
             if ahead > 0:
                 fh = ForecastingHorizon(range(1, ahead + 1))
-                index = index.append(fh.to_absolute_index(last_of(index, self.cutoff)))
+                index = index.append(fh.to_absolute_index(last_of(index, freq)))
             known = frame.index
             series[key] = Series(
                 target,
@@ -327,8 +338,10 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         return series
 
     def _check_series(self, y: pd.DataFrame) -> None:
-        for key, frame in split_instances(y).items():
-            check_regular(frame.index)
+        instances = split_instances(y)
+        freq = frequency_of(instances)
+        for key, frame in instances.items():
+            check_regular(frame.index, freq)
             check_values(frame, key)
 
     def _check_context(self, key: Hashable, series: Series) -> None:
@@ -362,14 +375,14 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         kept = max(horizon, math.ceil(self.validation_split * n_points))
         return max(1, n_points - kept)
 
-    def _steps(self, fh: ForecastingHorizon, index: pd.Index) -> tuple[np.ndarray, pd.Index]:
-        """Return the steps of ``fh`` from the end of an instance, and the index they stand at."""
-        cutoff = last_of(index, self.cutoff)
-        steps = np.asarray(fh.to_relative(cutoff).to_pandas(), dtype=int)
-        return steps, fh.to_absolute_index(cutoff)
 
-    def _longest_step(
-        self, fh: ForecastingHorizon, instances: Mapping[Hashable, pd.DataFrame]
-    ) -> int | None:
-        longest = max(int(self._steps(fh, f.index)[0].max()) for f in instances.values())
-        return longest if longest > 0 else None
+def _steps(fh: ForecastingHorizon, cutoff: pd.Index) -> tuple[np.ndarray, pd.Index]:
+    """Return the steps of ``fh`` from the end of an instance, and the index they stand at."""
+    steps = np.asarray(fh.to_relative(cutoff).to_pandas(), dtype=int)
+    return steps, fh.to_absolute_index(cutoff)
+
+
+def _longest_step(fh: ForecastingHorizon, instances: Mapping[Hashable, pd.DataFrame]) -> int | None:
+    freq = frequency_of(instances)
+    longest = max(int(_steps(fh, last_of(f.index, freq))[0].max()) for f in instances.values())
+    return longest if longest > 0 else None

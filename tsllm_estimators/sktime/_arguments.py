@@ -59,7 +59,8 @@ class HostArguments:
         Share of the end of each series that is kept for validation: it is not trained on, the
         best weights on it are kept, and ``early_stopping_patience`` counts on it.
     num_samples : int
-        Sampled paths behind the intervals beyond the horizon.
+        Sampled paths behind the intervals beyond the horizon; they are drawn anew for another
+        longest step.
     broadcasting : bool
         False trains one model on all instances of a panel, True one model for each.
     device : str

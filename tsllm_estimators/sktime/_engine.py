@@ -66,6 +66,12 @@ class Engine:
         """Write the weights and the forecaster's arguments to a directory."""
         from tsllm_estimators.darts._artefact import is_plain
 
+        odd = [n for names in self.covariates for n in names if not isinstance(n, str | int)]
+        if odd:
+            raise ValueError(
+                f"X: names of columns must be texts or integers to be shared, found {odd!r}; "
+                "rename them and fit again."
+            )
         self.model.save_pretrained(
             directory,
             covariates=self.covariates,

@@ -1,7 +1,8 @@
 """What an index tells: its series, its end, its season."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,34 +23,53 @@ def split_instances(y: pd.DataFrame) -> dict[Hashable, pd.DataFrame]:
     return {key: group.droplevel(levels) for key, group in groups}
 
 
-def check_regular(index: pd.Index) -> None:
-    """Raise ``ValueError`` unless every row is one step after the row before it."""
+def frequency_of(instances: Mapping[Hashable, pd.DataFrame]) -> Any:
+    """Return the frequency of dates that all instances share, of the longest one; else None."""
+    index = max(instances.values(), key=len).index
+    if not isinstance(index, pd.DatetimeIndex):
+        return None
+    return index.freq or (pd.infer_freq(index) if len(index) > 2 else None)
+
+
+def check_regular(index: pd.Index, freq: Any) -> None:
+    """Raise ``ValueError`` unless every row is one step after the row before it.
+
+    ``freq`` is that of :func:`frequency_of`.
+    """
+    advice = (
+        "y.asfreq(...) makes missing rows NaN, which are masked, y.reset_index(drop=True) counts "
+        "rows instead."
+    )
     if isinstance(index, pd.DatetimeIndex):
-        if len(index) > 2 and index.freq is None and pd.infer_freq(index) is None:
+        if freq is None and len(index) < 3:
             raise ValueError(
-                f"y: expected dates of one frequency, found irregular ones between {index[0]} and "
-                f"{index[-1]}; y.asfreq(...) makes missing dates rows of NaN, which are masked, "
-                "y.reset_index(drop=True) counts rows instead."
+                f"y: expected dates of a known frequency, found {len(index)} without one; use "
+                "y.asfreq(...) or a PeriodIndex."
+            )
+        if freq is None or not index.equals(pd.date_range(index[0], periods=len(index), freq=freq)):
+            raise ValueError(
+                "y: expected dates of one frequency, found irregular ones between "
+                f"{index[0]} and {index[-1]}; {advice}"
             )
         return
-    positions = index.asi8 if isinstance(index, pd.PeriodIndex) else index.to_numpy()
+    positions, unit, kind = index.to_numpy(), 1, "integers"
+    if isinstance(index, pd.PeriodIndex):
+        period: Any = index.freq  # 15 minutes are 15 units of a minute
+        positions, unit, kind = index.asi8, period.n, "periods"
     steps = np.diff(positions)
-    odd = np.flatnonzero(steps != 1)
+    odd = np.flatnonzero(steps != unit)
     if len(odd):
-        kind = "periods" if isinstance(index, pd.PeriodIndex) else "integers"
         raise ValueError(
-            f"y: expected an index of consecutive {kind}, found a step of {steps[odd[0]]} after "
-            f"{index[odd[0]]}; y.reindex(...) makes missing rows NaN, which are masked, "
-            "y.reset_index(drop=True) counts rows instead."
+            f"y: expected an index of consecutive {kind}, found "
+            f"a step of {steps[odd[0]] / unit:g} after {index[odd[0]]}; {advice}"
         )
 
 
-def last_of(index: pd.Index, known: pd.Index) -> pd.Index:
+def last_of(index: pd.Index, freq: Any) -> pd.Index:
     """Return the last element of an index, with the frequency that sktime needs."""
     if not isinstance(index, pd.DatetimeIndex):
         return index[-1:]
-    freq = index.freq or getattr(known, "freq", None) or pd.infer_freq(index)
-    return pd.DatetimeIndex(index[-1:], freq=freq)  # type: ignore[arg-type]
+    return pd.DatetimeIndex(index[-1:], freq=freq)
 
 
 def default_horizon(index: pd.Index, n_points: int) -> int:

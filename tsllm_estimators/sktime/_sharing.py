@@ -32,6 +32,11 @@ class Shareable:
             If the forecaster has neither been fitted nor pretrained.
         """
         engine = getattr(self, "_engine", None) or getattr(self, "pretrained_model_", None)
+        if engine is None and self.is_fitted:
+            raise ValueError(
+                "save_pretrained needs one model, found one for each instance in forecasters_; "
+                "save these, or use broadcasting=False."
+            )
         if engine is None:
             raise ValueError(
                 "save_pretrained needs a fitted or pretrained forecaster, found one without "
