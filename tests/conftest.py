@@ -1,6 +1,7 @@
 """Every test runs offline, with its home and caches in a temporary directory."""
 
 import os
+import shutil
 import tempfile
 
 _HOME = tempfile.mkdtemp(prefix="tsllm-tests-")
@@ -46,13 +47,16 @@ def data_folder():
 
 @pytest.fixture(scope="session")
 def language_models(tmp_path_factory):
-    """Return directories of tiny random language models, by architecture."""
+    """Return directories of tiny random language models with a tokenizer, by architecture."""
     import transformers as hf
 
-    shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    import tsllm_estimators
+
+    tokenizer = Path(tsllm_estimators.__file__).parent / "llm" / "tiny"
+    shape = {"vocab_size": 128, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
     grouped = {**shape, "num_key_value_heads": 1, "intermediate_size": 32}
     configs = {
-        "gpt2": hf.GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, n_positions=32),
+        "gpt2": hf.GPT2Config(vocab_size=128, n_embd=16, n_layer=3, n_head=2, n_positions=32),
         "llama": hf.LlamaConfig(**grouped),
         "qwen2": hf.Qwen2Config(**grouped),
         "bert": hf.BertConfig(**shape, intermediate_size=32, max_position_embeddings=32),
@@ -62,4 +66,6 @@ def language_models(tmp_path_factory):
         torch.manual_seed(7)  # not the seed of backbone_weights="random"
         folders[name] = str(tmp_path_factory.mktemp(name))
         hf.AutoModel.from_config(config).save_pretrained(folders[name])
+        for file in tokenizer.glob("tokenizer*.json"):
+            shutil.copy(file, folders[name])
     return folders

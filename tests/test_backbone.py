@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tsllm_estimators.llm import backbone as module
+from tsllm_estimators.llm import fine_tuning
 from tsllm_estimators.llm import pristine
 from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE, load_backbone
 from tsllm_estimators.llm.pristine import clear_backbone_cache
@@ -152,7 +152,7 @@ def test_parts_of_the_model_train_when_asked(language_models, name):
 
 
 def test_learned_positions_are_limited_and_cut(language_models):
-    with pytest.raises(ValueError, match="takes at most 32 tokens, found 33"):
+    with pytest.raises(ValueError, match="takes at most 32 tokens one after another, found 33"):
         load_backbone(language_models["gpt2"]).prepare(33)
     backbone = load_backbone(language_models["gpt2"]).prepare(4, position_embeddings=True)
     assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == 4 * 16
@@ -173,14 +173,14 @@ def test_adapter_may_be_a_peft_config_or_its_dict(adapter):
 
 def test_plain_adapter_keeps_what_differs_from_the_defaults():
     config = LoraConfig(r=4, target_modules={"query", "key"})
-    plain = module.plain_adapter(config)
+    plain = fine_tuning.plain_adapter(config)
     assert plain == {"peft_type": "LORA", "r": 4, "target_modules": ["key", "query"]}
-    with pytest.raises(TypeError, match="adapter must be 'lora', 'full', None"):
-        module.plain_adapter(4)
+    with pytest.raises(TypeError, match="adapter must be a PEFT config"):
+        fine_tuning.plain_adapter(4)
 
 
 def test_attention_without_known_projections_asks_for_target_modules(monkeypatch):
-    monkeypatch.setattr(module, "_ATTENTION_PROJECTIONS", frozenset())
+    monkeypatch.setattr(fine_tuning, "_ATTENTION_PROJECTIONS", frozenset())
     with pytest.raises(ValueError, match="pass a PEFT config with target_modules"):
         load_backbone("tiny").prepare(3, adapter=LORA)
 

@@ -9,8 +9,9 @@ A backbone is the stack of Transformer layers of a Hugging Face text model, fed 
 """
 
 import copy
-import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_choice, check_integer
+from tsllm_estimators.llm.fine_tuning import ADAPTER, inject_adapter
 from tsllm_estimators.llm.pristine import DEFAULT_BACKBONE, Pristine, Request, pristine, source_of
 from tsllm_estimators.llm.stand_ins import STAND_INS
+from tsllm_estimators.llm.tokens import token_ids
 
-__all__ = ["DEFAULT_BACKBONE", "Backbone", "load_backbone", "plain_adapter"]
+__all__ = ["DEFAULT_BACKBONE", "Backbone", "load_backbone"]
 
-_ADAPTER = "default"  # PEFT's name of the only adapter
 _ADAPTER_FILE = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
-
-# Query, key and value maps of the attention, under the names that text models give them.
-_ATTENTION_PROJECTIONS = {
-    *("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin"),
-    *("c_attn", "qkv_proj", "query_key_value", "Wqkv"),  # fused
-}
 
 
 def load_backbone(
@@ -96,14 +92,19 @@ class Backbone(nn.Module):
 
     def __init__(self, source: Pristine) -> None:
         super().__init__()
-        self.name = source.name
+        self.name = source.request.backbone
         self.width = source.width
         self.n_heads = source.n_heads
         self.n_levels = source.n_levels
-        self.is_stand_in = source.name in STAND_INS
+        self.is_stand_in = self.name in STAND_INS
         self.word_embeddings: Tensor | None = source.word_embeddings
         self.model = _share(source.model)
+        self._positions = _position_names(self.model)
+        # the likes of RoBERTa count positions from after the padding's
+        padding = [module.padding_idx for module in self._position_embeddings()]
+        self._first_position = padding[0] + 1 if padding and padding[0] is not None else 0
         self._fingerprint = source.fingerprint
+        self._request = source.request
         self._frozen: frozenset[str] = frozenset()
         self._register_frozen()
         self.register_state_dict_post_hook(_drop_frozen)
@@ -123,7 +124,8 @@ class Backbone(nn.Module):
         Parameters
         ----------
         n_tokens : int
-            Length of the token sequence; learned positions beyond it are dropped.
+            Length of the token sequence; where position embeddings train, those beyond it are
+            dropped.
         adapter : "full", PEFT config, dict or None
             ``"full"`` trains every weight; a PEFT config (or its ``to_dict()``) is injected; None
             leaves the weights as they are.
@@ -138,18 +140,19 @@ class Backbone(nn.Module):
         ValueError
             If the model cannot take ``n_tokens`` tokens, or nothing in it fits the adapter.
         """
-        positions = self._limit_positions(n_tokens)
+        self.check_positions(n_tokens)
         if self.is_stand_in:
             self.model.requires_grad_(stand_in)
         elif adapter == "full":
             self.model.requires_grad_(True)
         elif adapter is not None:
-            _inject(self.model, adapter)
+            inject_adapter(self.model, adapter)
         for module in self.model.modules():
             if layer_norms and _is_layer_norm(module):
                 module.requires_grad_(True)
-        for module in positions:
-            if position_embeddings:
+        if position_embeddings:
+            for module in self._position_embeddings():
+                _cut_positions(module, n_tokens + self._first_position)
                 module.requires_grad_(True)
         words = self.model.get_input_embeddings()  # type: ignore[operator]
         words.requires_grad_(False)  # a place holder
@@ -159,17 +162,56 @@ class Backbone(nn.Module):
         self._register_frozen()
         return self
 
-    def forward(self, tokens: Tensor, levels: bool = False) -> Tensor | tuple[Tensor, ...]:
+    def forward(
+        self, tokens: Tensor, levels: bool = False, positions: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
         """Return the last hidden state of ``tokens`` (b, s, d), or with ``levels`` all of them.
 
         Levels are the states after the embedding and after each layer, the last one as the model
-        returns it (decoders apply their final norm to it).
+        returns it (decoders apply their final norm to it). ``positions`` (s,) are the tokens'
+        places in the sequence, from 0, where these are not just one after another.
         """
         own = next(self.model.parameters(), tokens).dtype
-        output = self.model(inputs_embeds=tokens.to(own), output_hidden_states=levels)
+        extra = {}
+        if positions is not None and not self.is_stand_in:  # stand-ins know no positions
+            extra["position_ids"] = (positions + self._first_position).expand(len(tokens), -1)
+        output = self.model(inputs_embeds=tokens.to(own), output_hidden_states=levels, **extra)
         if levels:
             return tuple(state.to(tokens.dtype) for state in output.hidden_states)
         return output.last_hidden_state.to(tokens.dtype)
+
+    @property
+    def has_router(self) -> bool:
+        """Whether D-LoRA has put routers on the layers."""
+        configs = getattr(self.model, "peft_config", {}).values()
+        return any(c.peft_type == "DYNALORA" and c.top_n is not None for c in configs)
+
+    def record_routing(self) -> AbstractContextManager[Any]:
+        """Record what the routers of D-LoRA decide while the context is open."""
+        from tsllm_estimators.adapters import record_routing
+
+        return record_routing()
+
+    def embed_text(self, text: str) -> Tensor:
+        """Return the word embeddings of a text's tokens, shape (n_tokens, d), in the model's dtype.
+
+        The text does not run through the layers and is cut to no length. Special tokens are those
+        that the tokenizer adds, so that an empty text has some, or no token at all.
+
+        Raises
+        ------
+        OSError
+            If the model's tokenizer cannot be had.
+        ValueError
+            If it is not the model's own, or the word embeddings were released.
+        """
+        if self.word_embeddings is None:
+            raise ValueError(
+                f"backbone {self.name!r}: a text needs the word embeddings, found them released. "
+                "Call embed_text before release_word_embeddings."
+            )
+        ids = token_ids(text, self._request, len(self.word_embeddings))
+        return self.word_embeddings[torch.tensor(ids, dtype=torch.long)]
 
     def release_word_embeddings(self) -> None:
         """Forget the word embeddings, once what needs them is derived."""
@@ -184,7 +226,7 @@ class Backbone(nn.Module):
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        config = getattr(self.model, "peft_config", {}).get(_ADAPTER)
+        config = getattr(self.model, "peft_config", {}).get(ADAPTER)
         if config is None:
             return set()
         directory.mkdir(parents=True, exist_ok=True)
@@ -192,7 +234,7 @@ class Backbone(nn.Module):
         config.base_model_name_or_path = self.name
         config.inference_mode = True
         config.save_pretrained(str(directory))
-        own = get_peft_model_state_dict(self.model, adapter_name=_ADAPTER)
+        own = get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
         tensors = {_PEFT_PREFIX + k: v.detach().cpu().contiguous() for k, v in own.items()}
         save_file(tensors, directory / _ADAPTER_FILE, metadata={"format": "pt"})
         return set(self._adapter_names())
@@ -213,8 +255,8 @@ class Backbone(nn.Module):
 
         if not hasattr(self.model, "peft_config"):
             return {}
-        own = get_peft_model_state_dict(self.model, adapter_name=_ADAPTER)
-        names = {name: name.replace(f".{_ADAPTER}", "") for name in self.model.state_dict()}
+        own = get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
+        names = {name: name.replace(f".{ADAPTER}", "") for name in self.model.state_dict()}
         return {f"model.{n}": _PEFT_PREFIX + k for n, k in names.items() if k in own}
 
     def freeze_pristine(self) -> None:
@@ -258,26 +300,33 @@ class Backbone(nn.Module):
         tensors = [*self.named_parameters(), *self.named_buffers()]
         self._frozen = frozenset(name for name, _ in tensors if name not in trains)
 
-    def _limit_positions(self, n_tokens: int) -> list[nn.Embedding]:
-        """Cut learned position embeddings to ``n_tokens`` and return them."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        positions = [
-            module
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Embedding)
-            and module.num_embeddings == limit
-            and ("position" in name or name.split(".")[-1] == "wpe")
-        ]
-        for module in positions:
-            if n_tokens > module.num_embeddings:
+    def check_positions(self, n_positions: int, chosen: bool = False) -> None:
+        """Refuse more positions than the model has, and chosen ones where it knows none.
+
+        Raises
+        ------
+        ValueError
+            If the model cannot take them.
+        """
+        takes = self.is_stand_in or "position_ids" in signature(self.model.forward).parameters
+        if chosen and not takes:
+            raise ValueError(
+                f"backbone {self.name!r} does not take the positions of its tokens, so they cannot "
+                "be shared; use positions='ordered'."
+            )
+        for module in self._position_embeddings():
+            limit = module.num_embeddings - self._first_position
+            if n_positions > limit:
                 raise ValueError(
-                    f"backbone {self.name!r} takes at most {module.num_embeddings} tokens, found "
-                    f"{n_tokens} (one per variate and covariate). Choose a backbone without "
-                    "learned positions (Llama- or Qwen-like), or forecast fewer series at once."
+                    f"backbone {self.name!r} takes at most {limit} tokens one after another, found "
+                    f"{n_positions} (one per variate and covariate, and those of a prompt that "
+                    "stands before them). Choose a backbone without learned positions (Llama- or "
+                    "Qwen-like), or forecast fewer series at once."
                 )
-            module.weight = nn.Parameter(module.weight.data[:n_tokens], requires_grad=False)
-            module.num_embeddings = n_tokens
-        return positions
+
+    def _position_embeddings(self) -> list[nn.Embedding]:
+        """Return the learned position embeddings."""
+        return [self.model.get_submodule(name) for name in self._positions]  # type: ignore[misc]
 
 
 def _share(model: nn.Module) -> nn.Module:
@@ -286,6 +335,23 @@ def _share(model: nn.Module) -> nn.Module:
         id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()
     }
     return copy.deepcopy(model, memo)
+
+
+def _position_names(model: Any) -> list[str]:
+    """Return the names of the learned position embeddings of a model."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and module.num_embeddings == limit
+        and ("position" in name or name.split(".")[-1] == "wpe")
+    ]
+
+
+def _cut_positions(module: nn.Embedding, n_positions: int) -> None:
+    module.weight = nn.Parameter(module.weight.data[:n_positions], requires_grad=False)
+    module.num_embeddings = n_positions
 
 
 def _drop_frozen(module: Any, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
@@ -306,43 +372,3 @@ def _is_non_persistent(module: nn.Module, name: str) -> bool:
 
 def _is_layer_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
-
-
-def plain_adapter(adapter: Any) -> Any:
-    """Return a PEFT config as a dict of what differs from its defaults; anything else as it is.
-
-    Only plain values travel into checkpoints and saved models.
-    """
-    if adapter is None or isinstance(adapter, str | Mapping):
-        return adapter
-    from peft import PeftConfig
-
-    if not isinstance(adapter, PeftConfig):
-        raise TypeError(
-            "adapter must be 'lora', 'full', None, a PEFT config or its to_dict(), found "
-            f"{adapter!r}."
-        )
-    settings, defaults = adapter.to_dict(), type(adapter)().to_dict()
-    changed = {k: v for k, v in settings.items() if v != defaults.get(k)}
-    return {
-        "peft_type": adapter.peft_type.value,
-        **{k: sorted(v) if isinstance(v, set) else v for k, v in changed.items()},
-    }
-
-
-def _inject(model: nn.Module, adapter: Any) -> None:
-    from peft import PeftConfig, inject_adapter_in_model
-
-    adapter = PeftConfig.from_peft_type(**plain_adapter(adapter))
-    if hasattr(adapter, "target_modules") and adapter.target_modules is None:
-        names = {name.split(".")[-1] for name, _ in model.named_modules()}
-        adapter.target_modules = sorted(names & _ATTENTION_PROJECTIONS)
-        if not adapter.target_modules:
-            raise ValueError(
-                f"adapter: no attention projection known in {type(model).__name__}; pass a PEFT "
-                "config with target_modules, for instance LoraConfig(target_modules=[...])."
-            )
-    with warnings.catch_warnings():
-        # PEFT sets fan_in_fan_out for GPT-2's Conv1D by itself and warns that it did.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        inject_adapter_in_model(adapter, model, adapter_name=_ADAPTER)

