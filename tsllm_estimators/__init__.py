@@ -10,10 +10,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FACES = {
-    "darts": ("CALFModel",),
-    "sktime": ("CALFForecaster",),
+    "darts": ("CALFModel", "TimeLlamaModel"),
+    "sktime": ("CALFForecaster", "TimeLlamaForecaster"),
 }
-_HOME = {name: f"{__name__}.{face}" for face, names in _FACES.items() for name in names}
+_PUBLIC = {**_FACES, "adapters": ("DynaLoraConfig", "LoraAmrConfig")}
+_HOME = {name: f"{__name__}.{part}" for part, names in _PUBLIC.items() for name in names}
 
 __all__ = ["__version__", "all_estimators", *sorted(_HOME)]
 
@@ -37,7 +38,8 @@ def all_estimators(face: str | None = None) -> dict[str, type]:
     """
     if face is not None and face not in _FACES:
         raise ValueError(f"face must be one of {sorted(_FACES)} or None, found {face!r}.")
-    names = _FACES[face] if face is not None else sorted(_HOME)
+    faces = _FACES.values() if face is None else [_FACES[face]]
+    names = sorted(name for names in faces for name in names)
     return {name: getattr(import_module(_HOME[name]), name) for name in names}
 
 

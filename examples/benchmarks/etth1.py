@@ -23,13 +23,15 @@ from darts import TimeSeries
 from darts.models import DLinearModel, NaiveSeasonal
 from pytorch_lightning.callbacks import EarlyStopping
 
-from tsllm_estimators import CALFModel
+from tsllm_estimators import CALFModel, TimeLlamaModel
+from tsllm_estimators.adapters import record_routing
 
 HORIZON = 96
 TRAIN, VALIDATION, TEST = 8640, 11520, 14400
 
 # One row per run: the model class and what differs from its defaults.
 CALF = {"input_chunk_length": 96, "n_epochs": 4}
+TIME_LLAMA = {"input_chunk_length": 512, "n_epochs": 5}
 # One matrix for all variates, as in the paper; darts' default has one for each pair of them.
 DLINEAR = {
     "input_chunk_length": 96,
@@ -42,6 +44,7 @@ RUNS: dict[str, tuple[type, dict[str, Any]]] = {
     "calf": (CALFModel, CALF),
     "calf-none": (CALFModel, {**CALF, "backbone": "none"}),
     "calf-random": (CALFModel, {**CALF, "backbone_weights": "random"}),
+    "time-llama": (TimeLlamaModel, TIME_LLAMA),
     "dlinear-l1": (DLinearModel, DLINEAR),
     "dlinear-l1-336": (DLinearModel, {**DLINEAR, "input_chunk_length": 336}),
     "seasonal-naive-24": (NaiveSeasonal, {"K": 24}),
@@ -61,29 +64,32 @@ def load(data: Path) -> np.ndarray:
     return ((values - mean) / deviation).astype(np.float32)
 
 
-def errors(model: Any, values: np.ndarray, start: int, stop: int) -> dict[str, float]:
-    """Return the mean squared and absolute error over every window of a part."""
+def errors(model: Any, values: np.ndarray, start: int, stop: int) -> dict[str, Any]:
+    """Return the errors over every window of a part, and what routers chose for them."""
     windows = np.lib.stride_tricks.sliding_window_view(values[start:stop], HORIZON, axis=0)
-    windows = windows.transpose(0, 2, 1)
+    windows, usage = windows.transpose(0, 2, 1), None
     if isinstance(model, NaiveSeasonal):
         steps = np.arange(HORIZON) % model.K - model.K
         forecast = np.stack([values[start + first + steps] for first in range(len(windows))])
     else:
         history = TimeSeries.from_values(values[start - model.input_chunk_length : stop])
-        forecasts = model.historical_forecasts(
-            history,
-            forecast_horizon=HORIZON,
-            retrain=False,
-            last_points_only=False,
-            predict_kwargs={"batch_size": 256},
-        )
+        with record_routing() as routing:
+            forecasts = model.historical_forecasts(
+                history,
+                forecast_horizon=HORIZON,
+                retrain=False,
+                last_points_only=False,
+                predict_kwargs={"batch_size": 256},
+            )
         forecast = np.stack([one.values() for one in forecasts])
+        usage = routing.usage().items()
     difference = forecast - windows
-    return {
+    found = {
         "mse": float(np.square(difference).mean()),
         "mae": float(np.abs(difference).mean()),
         "windows": len(forecast),
     }
+    return found | ({"routing": {layer: used._asdict() for layer, used in usage}} if usage else {})
 
 
 def build(name: str, seed: int, settings: dict[str, Any]) -> Any:

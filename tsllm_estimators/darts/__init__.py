@@ -3,8 +3,9 @@
 from darts.utils.serialization import add_safe_globals
 
 from tsllm_estimators.darts.calf import CALFModel
+from tsllm_estimators.darts.time_llama import TimeLlamaModel
 
-__all__ = ["CALFModel"]
+__all__ = ["CALFModel", "TimeLlamaModel"]
 
 # darts loads saved models with a restricted unpickler: these classes are known to be safe
-add_safe_globals([CALFModel])
+add_safe_globals([CALFModel, TimeLlamaModel])

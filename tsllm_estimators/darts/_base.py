@@ -14,7 +14,7 @@ from tsllm_estimators._options import EngineOptions
 from tsllm_estimators._validate import check_bool, check_integer
 from tsllm_estimators.darts import _artefact
 from tsllm_estimators.darts._budget import TimeEstimate, interruptible
-from tsllm_estimators.darts._callbacks import BestWeights, MovingAverage
+from tsllm_estimators.darts._callbacks import BestWeights, EngineCallback, MovingAverage
 from tsllm_estimators.darts._checks import (
     check_dtype,
     check_finite,
@@ -30,7 +30,7 @@ from tsllm_estimators.darts._likelihoods import parameter_kinds
 from tsllm_estimators.darts._module import NetworkModule
 from tsllm_estimators.darts._runtime import exclusive, exclusively, unchanged_by_errors
 from tsllm_estimators.darts._windows import measured_windows
-from tsllm_estimators.llm.backbone import plain_adapter
+from tsllm_estimators.llm.fine_tuning import plain_adapter
 from tsllm_estimators.networks import network_class
 from tsllm_estimators.networks.base import Shapes
 
@@ -178,7 +178,7 @@ class NetworkModel(MixedCovariatesTorchModel):
             module.network.train_part(options.fit_strategy)
         self.training_summary["n_windows"] = len(train_dataset)
         has_validation = parameters["datamodule"].val_dataset is not None
-        self._add_callbacks(parameters["trainer"], has_validation)
+        self._add_callbacks(parameters["trainer"], has_validation, module)
         return parameters
 
     def _train(self, trainer: Any, model: NetworkModule, *args: Any, **kwargs: Any) -> None:
@@ -192,12 +192,15 @@ class NetworkModel(MixedCovariatesTorchModel):
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "prompts": model.network.prompts(),
         }
+        for callback in trainer.callbacks:
+            if isinstance(callback, EngineCallback):
+                self.training_summary |= callback.summary()
 
     @property
     def _requires_training(self) -> bool:
         return super()._requires_training and self._options.fit_strategy != "zero-shot"
 
-    def _add_callbacks(self, trainer: Any, has_validation: bool) -> None:
+    def _add_callbacks(self, trainer: Any, has_validation: bool, module: NetworkModule) -> None:
         options = self._options
         ours: list[pl.Callback] = []
         patience = options.early_stopping_patience
@@ -211,8 +214,11 @@ class NetworkModel(MixedCovariatesTorchModel):
             ours.append(MovingAverage(options.ema_decay))
         if trainer.progress_bar_callback is not None:
             ours.append(TimeEstimate())
-        kinds = (BestWeights, MovingAverage, TimeEstimate)
-        theirs = [c for c in trainer.callbacks if not isinstance(c, kinds)]
+        if module.network.has_router:
+            from tsllm_estimators.darts._routing import RoutingHistory
+
+            ours.append(RoutingHistory())
+        theirs = [c for c in trainer.callbacks if not isinstance(c, EngineCallback)]
         trainer.callbacks = ours + theirs
 
     def _setup_trainer(

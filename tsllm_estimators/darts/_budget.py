@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.trainer.states import RunningStage
 
+from tsllm_estimators.darts._callbacks import EngineCallback
+
 _WARM_UP = 2  # steps that are slower than the rest
 _MEASURED = 8  # steps whose median is taken
 
@@ -28,7 +30,7 @@ def time_spent(trainer: Any) -> tuple[float, float]:
     return spent, limit
 
 
-class TimeEstimate(pl.Callback):
+class TimeEstimate(EngineCallback):
     """Say after the first steps how long the training will take at most."""
 
     def __init__(self) -> None:

@@ -22,7 +22,15 @@ def _restore(module: nn.Module, weights: dict[str, Tensor]) -> None:
         parameters[name].copy_(weight)
 
 
-class MovingAverage(pl.Callback):
+class EngineCallback(pl.Callback):
+    """A callback that the engine adds to a training, as against one of the user's."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the ``training_summary`` is to hold, in plain values."""
+        return {}
+
+
+class MovingAverage(EngineCallback):
     """Keep an exponential moving average of the trainable weights.
 
     Validation and the fitted model use the average; training goes on with the weights
@@ -88,7 +96,7 @@ class MovingAverage(pl.Callback):
             self._average = weights
 
 
-class BestWeights(pl.Callback):
+class BestWeights(EngineCallback):
     """Leave the weights of the lowest validation loss in the model.
 
     To stand before :class:`MovingAverage` in the list of callbacks: it looks at the validated

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_choice, check_integer
-from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE
+from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE, Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +207,11 @@ class Network(nn.Module):
         for name, parameter in self.named_parameters():
             if not name.startswith(self.parts[part]):
                 parameter.requires_grad_(False)
+
+    @property
+    def has_router(self) -> bool:
+        """Whether a router of D-LoRA chooses what of the language model is adapted."""
+        return any(isinstance(m, Backbone) and m.has_router for m in self.modules())
 
     @property
     def has_dropout(self) -> bool:
