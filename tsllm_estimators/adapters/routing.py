@@ -206,9 +206,18 @@ def record_routing() -> Iterator[RoutingRecord]:
 
     Examples
     --------
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> from tsllm_estimators.adapters import DynaLoraConfig, record_routing
+    >>> config = GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, loss_type="ForCausalLM")
+    >>> model = get_peft_model(GPT2LMHeadModel(config), DynaLoraConfig(r=2, top_n=2))
+    >>> tokens = torch.arange(8).reshape(2, 4)
     >>> with record_routing() as routing:
-    ...     output = model(**batch)
+    ...     output = model(tokens, labels=tokens)
     >>> loss = output.loss + 0.01 * routing.load_balancing_loss()
+    >>> {layer: active.shape for layer, active in routing.active().items()}
+    {'transformer.h.0': torch.Size([2, 6]), 'transformer.h.1': torch.Size([2, 6])}
     """
     outer = _record.get()
     record = RoutingRecord()
