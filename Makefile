@@ -45,11 +45,14 @@ check: $(STAMP)  ## Format, lint, types and the fast tests
 
 bench: $(STAMP)  ## Run the benchmarks that are not stored yet (hours; needs TSLLM_DATA)
 	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/speed.py
+	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/time_llama.py
+	$(BIN)/python examples/benchmarks/adapters.py
 	$(BIN)/python examples/benchmarks/airline.py
 	$(BIN)/python examples/benchmarks/etth1.py
 
 examples: $(STAMP)  ## Run the examples
 	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/adapters.py
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into docs/_build
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build

@@ -21,9 +21,25 @@ class Method:
 
     def small(self, **changes):
         """Return settings of the network that both faces take, small enough for a test."""
-        settings = {"backbone": "tiny", "d_ff": 16}
-        known = self.network.Config.defaults()
-        return {k: v for k, v in {**settings, **changes}.items() if k in known or k in changes}
+        return {**self.known(backbone="tiny", d_ff=16, d_hidden=16), **changes}
+
+    def known(self, **settings):
+        """Return those of the settings that the method has."""
+        return {k: v for k, v in settings.items() if k in self.network.Config.defaults()}
+
+    @property
+    def width(self):
+        """Name of the argument that is a hidden width."""
+        return next(iter(self.known(d_ff=0, d_hidden=0)))
+
+    @property
+    def dry(self):
+        """Settings without any dropout."""
+        language_model = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return {
+            **self.known(head_dropout=0.0, dropout=0.0, lora_dropout=0.0),
+            "backbone_kwargs": language_model,
+        }
 
     def darts(self, context=12, horizon=6, **changes):
         """Return a small darts model."""

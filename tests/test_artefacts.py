@@ -37,7 +37,7 @@ def test_a_shared_model_forecasts_bit_equal(method, likelihood, tmp_path):
     sampling = {} if likelihood is None else {"num_samples": 5}
     assert np.array_equal(forecast(loaded, **sampling), forecast(model, **sampling))
     assert loaded.likelihood == model.likelihood
-    assert loaded.model_params["d_ff"] == model.model_params["d_ff"]
+    assert loaded.model_params[method.width] == model.model_params[method.width] == 16
 
 
 def test_there_is_no_pickle_and_no_frozen_weight_in_it(method, tmp_path):
@@ -63,7 +63,9 @@ def test_the_adapter_loads_with_peft_alone(method, tmp_path):
 
     from tsllm_estimators.llm.backbone import Backbone, load_backbone
 
-    model = saved(method, tmp_path, train_layer_norms=False, train_position_embeddings=False)
+    model = saved(
+        method, tmp_path, **method.known(train_layer_norms=False, train_position_embeddings=False)
+    )
     for folder in (tmp_path / "adapters").iterdir():
         own = next(m for n, m in model.model.named_modules() if n.endswith(f".{folder.name}"))
         assert isinstance(own, Backbone)
@@ -125,7 +127,7 @@ def test_the_card_tells_data_settings_metrics_and_prompts(method, tmp_path):
     for part in ("1 series, 80 points", "`load`, `heat`", "| past target | 12 x 2 |", "val_loss"):
         assert part in card
     assert "63 training windows" in card
-    assert "| `d_ff` | `16` |" in card
+    assert f"| `{method.width}` | `16` |" in card
     assert "## Prompts" in card
     assert f"{method.model.__name__}.from_pretrained" in card
     config = json.loads((tmp_path / "config.json").read_text())
@@ -279,7 +281,7 @@ def test_weights_that_do_not_fit_are_refused(method, tmp_path):
     saved(method, tmp_path)
     message = "the weights in .* do not fit this model"
     with pytest.raises(ValueError, match=message):
-        method.model.from_pretrained(tmp_path, d_ff=8)
+        method.model.from_pretrained(tmp_path, **{method.width: 8})
     with pytest.raises(ValueError, match=message):
         method.darts(horizon=5, checkpoint=tmp_path).fit(SERIES)
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tsllm_estimators.llm import fine_tuning
-from tsllm_estimators.llm import pristine
+from tsllm_estimators.llm import fine_tuning, pristine
 from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE, load_backbone
 from tsllm_estimators.llm.pristine import clear_backbone_cache
 
@@ -157,6 +156,34 @@ def test_learned_positions_are_limited_and_cut(language_models):
     backbone = load_backbone(language_models["gpt2"]).prepare(4, position_embeddings=True)
     assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == 4 * 16
     load_backbone(language_models["llama"]).prepare(33)
+
+
+def test_positions_that_start_after_the_padding_s(tmp_path):
+    """RoBERTa's first token stands at 2: cut or chosen, positions must not run out or shift."""
+    from transformers import AutoModel, RobertaConfig
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=8, intermediate_size=16, max_position_embeddings=10, **shape)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    whole, cut = (load_backbone(str(tmp_path)).eval() for _ in range(2))
+    cut.prepare(8, position_embeddings=True)
+    tokens = torch.randn(1, 8, 16)
+    torch.testing.assert_close(cut(tokens), whole(tokens))
+    torch.testing.assert_close(cut(tokens, positions=torch.arange(8)), whole(tokens))
+    with pytest.raises(ValueError, match="at most 8 tokens one after another, found 9"):
+        load_backbone(str(tmp_path)).prepare(9)
+
+
+def test_chosen_positions_reach_the_model(language_models):
+    tokens = torch.randn(1, 3, 16).repeat(1, 2, 1)
+    for name in ARCHITECTURES:
+        backbone = load_backbone(language_models[name], causal=False).eval()
+        states = backbone(tokens, positions=torch.zeros(6, dtype=torch.long))
+        torch.testing.assert_close(states[:, :3], states[:, 3:])
+        assert not torch.allclose(backbone(tokens)[:, :3], states[:, :3])
+    backbone.model.forward = lambda inputs_embeds: None  # transformers' models swallow what is odd
+    with pytest.raises(ValueError, match="does not take the positions of its tokens"):
+        backbone.check_positions(1, chosen=True)
 
 
 def test_full_trains_every_weight():

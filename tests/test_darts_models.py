@@ -221,7 +221,7 @@ def test_a_loaded_model_can_be_saved_again(method, tmp_path):
 
 
 def test_a_saved_model_is_as_large_as_what_trains(method, tmp_path):
-    model = method.darts(d_ff=2048).fit(dated())
+    model = method.darts(**{method.width: 2048}).fit(dated())
     path = tmp_path / "model.pt"
     model.save(str(path))
     trains = sum(p.numel() for p in model.model.parameters() if p.requires_grad)
@@ -282,12 +282,10 @@ def test_resumed_training_equals_training_in_one_go(method, tmp_path, ema_decay)
 
     def train(name, epochs):
         settings = {"save_checkpoints": True, "work_dir": str(tmp_path), "model_name": name}
-        quiet = {**settings, "lr_schedule": "constant", "ema_decay": ema_decay, "head_dropout": 0.0}
-        dry = {"dropout": 0.0, "lora_dropout": 0.0, "backbone_kwargs": DRY}
-        model = method.darts(**quiet, **dry, n_epochs=epochs)
+        steady = {"lr_schedule": "constant", "ema_decay": ema_decay, **method.dry}
+        model = method.darts(**settings, **steady, n_epochs=epochs)
         return model.fit(series, dataloader_kwargs={"shuffle": False})
 
-    DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     whole = train("whole", 4)
     train("half", 2)
     resumed = method.model.load_from_checkpoint("half", str(tmp_path), best=False)

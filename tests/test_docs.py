@@ -131,6 +131,49 @@ def test_the_speed_benchmark_in_small(tmp_path, monkeypatch):
     assert {"fit_ms", "predict_ms"} <= sktime.keys()
 
 
+def test_the_adapter_benchmark_in_small(tmp_path, monkeypatch):
+    """The formula behind the computed rows gives what is measured, to the byte."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    adapters = importlib.import_module("adapters")
+    shape = {"width": 64, "layers": 2, "heads": 2, "intermediate": 96, "batch_size": 2, "tokens": 8}
+    sizes = ["--ranks", "4", "--rounds", "1", "--shape", json.dumps(shape)]
+    results = tmp_path / "adapters.json"
+    for _ in range(2):
+        adapters.main([*sizes, "--results", str(results)])
+    rows = json.loads(results.read_text())
+    runs = [(row["run"], row["model"].partition(",")[0]) for row in rows]
+    each = [(run, name) for name in ("gpt2", "gpt2", "llama") for run in ("memory", "merged")]
+    assert runs == [*each, ("computed", "llama")]
+    for row in rows[:-1:2]:
+        kept = row["kept_bytes"]
+        assert kept["frozen"] < kept["lora-amr"] < kept["lora"] < kept["lora, dropout 0.1"]
+        assert kept["lora-amr, checkpointed"] < kept["frozen"] / 2
+        assert row["trainable"]["lora-amr"] < row["trainable"]["lora-fa"] / 4
+        assert row["saving"] == 1 - kept["lora-amr"] / kept["lora"]
+    formula = adapters.computed(4, shape, 4)
+    for name in ("kept_bytes", "trainable", "optimizer_bytes"):
+        assert formula[name].items() <= rows[4][name].items()
+    timed = rows[5]["seconds"]
+    assert rows[5]["merged_ratio"] == timed["merged"] / timed["base"]
+
+
+def test_the_time_llama_benchmark_in_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    benchmark = importlib.import_module("time_llama")
+    results = tmp_path / "time_llama.json"
+    sizes = ["--variates", "2", "4", "--tokens", "3", "--batch-sizes", "2", "--rounds", "1"]
+    for _ in range(2):
+        benchmark.main([*sizes, "--backbone", "tiny", "--results", str(results)])
+    few, many, overhead = json.loads(results.read_text())
+    speed = many["windows_per_second"]
+    assert many["ahead"] == pytest.approx(speed["time_llama"] / speed["patches"])
+    assert few["batch_size"] > many["batch_size"]
+    assert overhead["flops"]["lora"] == pytest.approx(overhead["flops"]["dynalora"], rel=0.2)
+    assert overhead["flops"]["frozen"] == 0
+    rows = [{"n_variates": n, "windows_per_second": {"time_llama": 8 / n**2}} for n in (2, 4, 8)]
+    assert benchmark.growth_exponent(rows) == pytest.approx(2)
+
+
 def test_missing_data_say_where_they_are_published(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
     etth1 = importlib.import_module("etth1")

@@ -6,10 +6,18 @@ import pytest
 from scipy.stats import wasserstein_distance
 from support import METHODS, darts_series, monthly, sine
 
-from tsllm_estimators.explain import alignment, plot_alignment
+from tsllm_estimators.adapters import RouterCollapseWarning
+from tsllm_estimators.explain import (
+    alignment,
+    plot_alignment,
+    plot_routing,
+    prompt_sensitivity,
+    routing_table,
+)
 from tsllm_estimators.llm.backbone import load_backbone
 
 CALF = next(method for method in METHODS if method.name == "calf")
+TIME_LLAMA = next(method for method in METHODS if method.name == "time_llama")
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +83,114 @@ def test_plot_shows_the_most_attended_words(fitted):
     assert image.shape == (2, 5)
     assert image.max() == pytest.approx(found.attention.to_numpy().max())
     plt.close(figure)
+
+
+@pytest.fixture(scope="module")
+def routed():
+    settings = {"n_epochs": 3, "top_n": 2, "optimizer_kwargs": {"lr": 0.02}}
+    return TIME_LLAMA.darts(**settings).fit(darts_series(sine(80, 2)))
+
+
+def test_routing_is_told_by_layer_window_and_epoch(routed):
+    by_window = routing_table(routed, by="window")
+    assert by_window.index.names == ["window", "layer"]
+    assert by_window.dtypes.eq(bool).all()
+    assert (by_window.sum(axis=1) == 2).all()
+    assert len(by_window) == 2 * (80 - 12 + 1)
+
+    by_layer = routing_table(routed)
+    shares = by_layer.drop(columns=["entropy", "commonest"])
+    pd.testing.assert_frame_equal(
+        shares, by_window.groupby("layer", sort=False).mean(), check_names=False
+    )
+    activations = shares.to_numpy() / 2
+    entropy = -np.where(activations > 0, activations * np.log(activations + 1e-300), 0).sum(1)
+    np.testing.assert_allclose(by_layer["entropy"], entropy / np.log(6))
+    for layer, rows in by_window.groupby("layer"):
+        commonest = rows.value_counts(normalize=True).iloc[0]
+        assert by_layer.loc[layer, "commonest"] == pytest.approx(commonest)
+
+    by_epoch = routing_table(routed, by="epoch")
+    assert by_epoch.index.get_level_values("epoch").unique().tolist() == [0, 1, 2]
+    assert (by_epoch.columns == by_layer.columns).all()
+    assert not np.allclose(by_epoch.loc[0], by_epoch.loc[2])
+
+
+def test_routing_of_another_series_differs_and_both_faces_tell_it(routed):
+    other = routing_table(routed, darts_series(np.cumsum(sine(80, 2, seed=3), axis=0)))
+    assert not np.allclose(other, routing_table(routed))
+    forecaster = TIME_LLAMA.sktime(context_length=12, horizon=6).fit(monthly(columns=2))
+    for by in ("layer", "window", "epoch"):
+        assert not routing_table(forecaster, by=by).empty
+
+
+def test_history_of_routing_is_shared_with_the_model(routed, tmp_path):
+    routed.save_pretrained(tmp_path)
+    again = TIME_LLAMA.model.from_pretrained(tmp_path)
+    pd.testing.assert_frame_equal(
+        routing_table(again, by="epoch"), routing_table(routed, by="epoch")
+    )
+    series = darts_series(sine(80, 2))
+    pd.testing.assert_frame_equal(routing_table(again, series), routing_table(routed, series))
+
+
+def test_routing_is_drawn(routed):
+    figure = plot_routing(routed)
+    assert len(figure.axes[0].texts) == 2 * 6
+    assert len(figure.axes[1].lines) == 2 + 1
+
+
+def test_without_a_router_there_is_nothing_to_tell():
+    model = TIME_LLAMA.darts(top_n=None).fit(darts_series(sine(60)))
+    for by in ("layer", "epoch"):
+        with pytest.raises(ValueError, match="no router to look at"):
+            routing_table(model, by=by)
+    with pytest.raises(ValueError, match="by must be one of"):
+        routing_table(model, by="module")
+
+
+@pytest.mark.parametrize("collapses", [True, False])
+def test_a_collapsed_router_is_told_of(collapses, recwarn):
+    """A router whose weights hardly move keeps the subset of its bias; with one it can choose."""
+    series = darts_series(sine(100, 2))
+    model = TIME_LLAMA.darts(n_epochs=60, batch_size=32, load_balancing_weight=1.0)
+    model.fit(series, epochs=1)
+    for name, parameter in model.model.named_parameters():
+        if "dynalora_gate" in name:
+            parameter.data.mul_(0.0 if collapses else 100.0)
+            parameter.requires_grad_(not collapses)
+    model.fit(series)
+    told = [w for w in recwarn if issubclass(w.category, RouterCollapseWarning)]
+    assert len(told) == int(collapses)
+    if collapses:
+        assert "encoder.layer.0, encoder.layer.1" in str(told[0].message)
+
+
+def test_a_prompt_is_altered_and_the_model_left_alone(routed):
+    before = routed.predict(6).values()
+    found = prompt_sensitivity(routed)
+    assert list(found.index) == ["real", "empty", "gibberish", "shuffled"]
+    assert found.loc["real", "change"] == 0
+    assert (found["change"].drop("real") > 0).all()
+    assert found.loc["empty", "words"] == 0
+    np.testing.assert_array_equal(routed.predict(6).values(), before)
+    prompt = routed.model.network.prompts()
+    assert prompt == routed.training_summary["prompts"]
+    again = prompt_sensitivity(routed, kinds=["gibberish"], seed=1)
+    assert again.loc["gibberish", "change"] != found.loc["gibberish", "change"]
+
+
+def test_errors_of_the_real_prompt_are_those_of_the_forecasts(routed):
+    series = darts_series(sine(30, 2, seed=5))
+    found = prompt_sensitivity(routed, series).loc["real"]
+    forecasts = routed.historical_forecasts(
+        series, forecast_horizon=6, retrain=False, last_points_only=False
+    )
+    errors = [f.values() - series.slice_intersect(f).values() for f in forecasts]
+    assert found["mse"] == pytest.approx(np.square(errors).mean(), rel=1e-4)
+    assert found["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-4)
+
+
+def test_models_without_a_prompt_have_none_to_alter(fitted):
+    with pytest.raises(ValueError, match="estimator has no prompt to change"):
+        prompt_sensitivity(fitted)

@@ -167,7 +167,7 @@ def test_a_shared_forecaster_forecasts_equal(method, likelihood, tmp_path):
         pd.testing.assert_frame_equal(
             loaded.predict_interval(fh), forecaster.predict_interval(fh), rtol=0
         )
-    assert loaded.get_params()["d_ff"] == forecaster.get_params()["d_ff"]
+    assert loaded.get_params()[method.width] == forecaster.get_params()[method.width] == 16
     assert "components `v0`, `v1`" in (tmp_path / "README.md").read_text()
 
 
@@ -213,7 +213,7 @@ def test_training_starts_from_a_checkpoint(method, tmp_path):
     assert len({float(f.iloc[0, 0]) for f in forecasts}) == len(STRATEGIES)
     pd.testing.assert_frame_equal(forecasts[-1], first.predict([1]), rtol=0)
     with pytest.raises(ValueError, match="do not fit this model"):
-        method.sktime(checkpoint=tmp_path, d_ff=8).fit(y)
+        method.sktime(checkpoint=tmp_path, **{method.width: 8}).fit(y)
     with pytest.raises(ValueError, match="likelihood: the weights"):
         method.sktime(checkpoint=tmp_path, likelihood="gaussian").fit(y)
     with pytest.raises(OSError, match=r"found no config\.json"):

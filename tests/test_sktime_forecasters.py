@@ -447,7 +447,7 @@ def test_save_and_load(method, tmp_path):
 
 
 def test_a_pickle_is_as_large_as_what_trains(method):
-    forecaster = method.sktime(d_ff=2048).fit(monthly())
+    forecaster = method.sktime(**{method.width: 2048}).fit(monthly())
     module = forecaster._engine.model.model
     trains = sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert 4 * trains < len(pickle.dumps(forecaster)) < 1.2 * 4 * trains + 64 * 1024

@@ -10,7 +10,6 @@ from tsllm_estimators.darts._callbacks import BestWeights, MovingAverage
 
 SERIES = darts_series(sine(100))
 VALIDATION = SERIES[-40:]
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 class Recorder(pl.Callback):
@@ -125,13 +124,15 @@ def test_global_generators_are_left_alone(method):
 def test_y_and_1000_y_plus_7_train_alike(method, task_loss):
     """Up to rounding; for the relative loss the level must be 0."""
     level = 0 if task_loss == "smape" else 7
-    dry = {"head_dropout": 0.0, "dropout": 0.0, "lora_dropout": 0.0, "task_loss": task_loss}
     # Adam divides by the size of the gradient plus epsilon, which knows no unit
-    dry |= {"n_epochs": 3, "optimizer_kwargs": {"eps": 1e-16}, "backbone_kwargs": NO_DROPOUT}
+    learning = {"n_epochs": 3, "optimizer_kwargs": {"eps": 1e-16}, "task_loss": task_loss}
     forecasts = []
     for factor, shift in [(1, 0), (1000, level)]:
         series = darts_series(factor * sine(100).astype(np.float64) + shift)
-        forecasts.append((method.darts(**dry).fit(series).predict(6).values() - shift) / factor)
+        forecasts.append(
+            (method.darts(**learning, **method.dry).fit(series).predict(6).values() - shift)
+            / factor
+        )
     np.testing.assert_allclose(*forecasts, rtol=1e-3, atol=2e-3)
 
 
@@ -280,12 +281,11 @@ def test_a_logger_sees_every_loss_by_name(method, tmp_path):
 def test_losses_of_darts_without_a_unit_train_alike_in_every_unit(method, loss):
     import darts.utils.losses as losses
 
-    dry = {"head_dropout": 0.0, "dropout": 0.0, "lora_dropout": 0.0, "n_epochs": 3}
-    dry |= {"optimizer_kwargs": {"eps": 1e-16}, "backbone_kwargs": NO_DROPOUT}
+    learning = {"n_epochs": 3, "optimizer_kwargs": {"eps": 1e-16}, **method.dry}
     forecasts = []
     for factor in (1, 1000):
         series = darts_series(factor * (sine(100) + 5))
-        model = method.darts(loss_fn=getattr(losses, loss)(), **dry)
+        model = method.darts(loss_fn=getattr(losses, loss)(), **learning)
         forecasts.append(model.fit(series).predict(6).values() / factor)
     np.testing.assert_allclose(*forecasts, rtol=1e-3)
 
@@ -311,12 +311,12 @@ def test_series_of_very_different_sizes_are_warned_of(method):
 def test_weights_that_a_callback_unfreezes_are_averaged(method):
     class Unfreeze(pl.Callback):
         def setup(self, trainer, pl_module, stage):
-            pl_module.network.encoder.requires_grad_(False)
+            pl_module.network.head.requires_grad_(False)
 
         def on_train_epoch_start(self, trainer, pl_module):
             if trainer.current_epoch == 1:
-                pl_module.network.encoder.requires_grad_(True)
-                parameters = list(pl_module.network.encoder.parameters())
+                pl_module.network.head.requires_grad_(True)
+                parameters = list(pl_module.network.head.parameters())
                 trainer.optimizers[0].add_param_group({"params": parameters})
 
     model, _ = fit(

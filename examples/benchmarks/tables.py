@@ -107,6 +107,86 @@ def sktime_overhead() -> str:
     return f"{row['fit_ms']:.1f} ms to `fit` and {row['predict_ms']:.1f} ms to `predict`"
 
 
+def adapters_memory() -> str:
+    """Return what each method keeps for the backward pass."""
+    methods = ["full", "frozen", "lora", "lora, dropout 0.1", "lora-fa", "lora-amr"]
+    methods.append("lora-amr, checkpointed")
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        name, unit = ("GiB, computed", 2**30) if row["run"] == "computed" else ("MiB", 2**20)
+        kept = [row["kept_bytes"].get(method) for method in methods]
+        shown = ["-" if number is None else f"{number / unit:.2f}" for number in kept]
+        return [f"{row['model']}, {name}", str(row["rank"]), *shown, f"{row['saving']:.1%}"]
+
+    body = [cells(row) for row in rows("adapters") if row["run"] != "merged"]
+    return table(["model", "r", *methods, "LoRA-AMR below LoRA"], body)
+
+
+def adapters_trainable() -> str:
+    """Return what each method trains, and what Adam holds for it."""
+    methods = ["full", "lora", "lora-fa", "lora-amr"]
+    body = [
+        [
+            row["model"],
+            str(row["rank"]),
+            *(f"{row['trainable'][method]:,}" for method in methods),
+            *(f"{row['optimizer_bytes'][method] / 2**20:,.2f}" for method in methods),
+        ]
+        for row in rows("adapters")
+        if row["run"] != "merged" and row["model"] != "gpt2, gelu_new"
+    ]
+    return table(["model", "r", *methods, *(f"{method}, Adam, MiB" for method in methods)], body)
+
+
+def adapters_merged() -> str:
+    """Return the time of a forward pass with an adapter, merged and not, beside the base's."""
+    body = [
+        [
+            row["model"],
+            str(row["rank"]),
+            *(f"{1000 * row['seconds'][name]:.1f}" for name in ("base", "merged", "adapted")),
+            f"{row['merged_ratio']:.2f}",
+            f"{row['adapted_ratio']:.2f}",
+        ]
+        for row in rows("adapters")
+        if row["run"] == "merged"
+    ]
+    header = ["model", "r", "base, ms", "merged, ms", "not merged, ms"]
+    return table([*header, "merged / base", "not merged / base"], body)
+
+
+def variates() -> str:
+    """Return the inference speed of Time-LlaMA and of a patch model, by number of variates."""
+    body = [
+        [
+            str(row["n_variates"]),
+            *(f"{row['windows_per_second'][name]:.1f}" for name in ("time_llama", "patches")),
+            f"{row['ahead']:.1f}",
+        ]
+        for row in rows("time_llama")
+        if row["run"] == "variates"
+    ]
+    return table(["variates", "Time-LlaMA, windows/s", "patches, windows/s", "ratio"], body)
+
+
+def dynalora_overhead() -> str:
+    """Return what D-LoRA adds to the time and the FLOPs of the frozen language model."""
+    names = ("lora", "dynalora", "dynalora_top_1")
+    body = [
+        [
+            str(row["batch_size"]),
+            str(row["n_tokens"]),
+            f"{row['milliseconds']['frozen']:.1f}",
+            *(f"{row['time'][name]:+.1%}" for name in names),
+            *(f"{row['flops'][name]:+.1%}" for name in names[:2]),
+        ]
+        for row in rows("time_llama")
+        if row["run"] == "overhead"
+    ]
+    header = ["batch", "tokens", "frozen, ms", "LoRA, time", "D-LoRA, time", "top 1, time"]
+    return table([*header, "LoRA, FLOPs", "D-LoRA, FLOPs"], body)
+
+
 BUILDERS = {
     "etth1": etth1,
     "validation": validation,
@@ -114,6 +194,11 @@ BUILDERS = {
     "speed": speed,
     "speed_parts": speed_parts,
     "sktime_overhead": sktime_overhead,
+    "adapters_memory": adapters_memory,
+    "adapters_trainable": adapters_trainable,
+    "adapters_merged": adapters_merged,
+    "variates": variates,
+    "dynalora_overhead": dynalora_overhead,
 }
 
 

@@ -79,7 +79,7 @@ class TimeLlamaConfig(NetworkConfig):
     d_hidden : int or None
         Hidden width of the token embedding; None is a linear one.
     n_heads : int
-        Heads of the cross attention.
+        Heads of the attention to the prompt's words, and to covariates.
     adapter : {"dynalora", "full"}, PEFT config, dict or None
         How the language model is fine-tuned: D-LoRA on every linear map of its layers, every
         weight, any PEFT config (or its ``to_dict()``), or not at all. A stand-in backbone trains
@@ -232,13 +232,14 @@ class TimeLlama(Network):
         )
         self.backbone.release_word_embeddings()
         self.embedding = _embedding(shapes.context_length, config.d_hidden, width)
+        if width % config.n_heads:
+            raise ValueError(
+                f"n_heads must divide the width of the backbone ({width}), found {config.n_heads}."
+            )
         if config.alignment == "cross_attention":
-            if width % config.n_heads:
-                raise ValueError(
-                    f"n_heads must divide the width of the backbone ({width}), found "
-                    f"{config.n_heads}."
-                )
             self.attention = nn.MultiheadAttention(width, config.n_heads, batch_first=True)
+        if self.covariates.n_tokens:
+            self.inform = nn.MultiheadAttention(width, config.n_heads, batch_first=True)
         if config.residual == "gated":
             self.gate = nn.Parameter(torch.zeros(width))
         self.head = ForecastHead(width, shapes.horizon, shapes.parameters, config.head_dropout)
@@ -267,8 +268,7 @@ class TimeLlama(Network):
         window, statistics = normalize_window(
             batch.past_target, self.unit, self.config.normalization
         )
-        variates = self.embedding(window.transpose(1, 2))
-        tokens = self.align(torch.cat([self.covariates(batch), variates], 1))
+        tokens = self.align(self.embed(batch, window))
         with self.backbone.record_routing() as routing:
             states = self.read(tokens)
         variates = self.bypass(tokens, states)[:, self.covariates.n_tokens :]
@@ -277,6 +277,18 @@ class TimeLlama(Network):
         if self.training and routing.decisions and self.config.load_balancing_weight:
             forecast.losses["load_balancing"] = routing.load_balancing_losses()
         return forecast
+
+    def embed(self, batch: Batch, window: Tensor) -> Tensor:
+        """Embed covariates and normalised windows (b, L, c) as tokens (b, s, d), variates last.
+
+        The variates attend to the covariates at once: around the language model, and where there
+        is none, nothing else would tell them.
+        """
+        covariates, variates = self.covariates(batch), self.embedding(window.transpose(1, 2))
+        if self.covariates.n_tokens:
+            told, _ = self.inform(variates, covariates, covariates, need_weights=False)
+            variates = variates + told
+        return torch.cat([covariates, variates], 1)
 
     def align(self, tokens: Tensor) -> Tensor:
         """Let tokens (b, s, d) attend to the prompt's words, projected once for the whole batch."""
