@@ -32,6 +32,8 @@ TRAIN, VALIDATION, TEST = 8640, 11520, 14400
 # One row per run: the model class and what differs from its defaults.
 CALF = {"input_chunk_length": 96, "n_epochs": 4}
 TIME_LLAMA = {"input_chunk_length": 512, "n_epochs": 5}
+# The papers' few-shot setting: the first context and 5 % of the windows after it.
+FEW_SHOT = {"input_chunk_length": 512, "n_epochs": 20, "train_rows": 512 + (TRAIN - 512) // 20}
 # One matrix for all variates, as in the paper; darts' default has one for each pair of them.
 DLINEAR = {
     "input_chunk_length": 96,
@@ -45,6 +47,15 @@ RUNS: dict[str, tuple[type, dict[str, Any]]] = {
     "calf-none": (CALFModel, {**CALF, "backbone": "none"}),
     "calf-random": (CALFModel, {**CALF, "backbone_weights": "random"}),
     "time-llama": (TimeLlamaModel, TIME_LLAMA),
+    "time-llama-none": (TimeLlamaModel, {**TIME_LLAMA, "backbone": "none"}),
+    "time-llama-random": (TimeLlamaModel, {**TIME_LLAMA, "backbone_weights": "random"}),
+    "time-llama-frozen": (TimeLlamaModel, {**TIME_LLAMA, "adapter": None}),
+    "time-llama-static-lora": (TimeLlamaModel, {**TIME_LLAMA, "top_n": None}),
+    "time-llama-no-alignment": (TimeLlamaModel, {**TIME_LLAMA, "alignment": "none"}),
+    "time-llama-concat": (TimeLlamaModel, {**TIME_LLAMA, "alignment": "concat"}),
+    "time-llama-few-shot": (TimeLlamaModel, FEW_SHOT),
+    "time-llama-none-few-shot": (TimeLlamaModel, {**FEW_SHOT, "backbone": "none"}),
+    "dlinear-l1-few-shot": (DLinearModel, {**DLINEAR, **FEW_SHOT}),
     "dlinear-l1": (DLinearModel, DLINEAR),
     "dlinear-l1-336": (DLinearModel, {**DLINEAR, "input_chunk_length": 336}),
     "seasonal-naive-24": (NaiveSeasonal, {"K": 24}),
@@ -95,6 +106,7 @@ def errors(model: Any, values: np.ndarray, start: int, stop: int) -> dict[str, A
 def build(name: str, seed: int, settings: dict[str, Any]) -> Any:
     """Return the untrained model of a run."""
     model_class, arguments = RUNS[name][0], dict(settings)
+    arguments.pop("train_rows", None)
     if model_class is NaiveSeasonal:
         return NaiveSeasonal(**arguments)
     arguments["pl_trainer_kwargs"] = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -115,9 +127,8 @@ def run(name: str, seed: int, split: str, settings: dict[str, Any], values: np.n
     network, epochs = None, 0
     if not isinstance(model, NaiveSeasonal):
         validation = values[TRAIN - model.input_chunk_length : VALIDATION]
-        model.fit(
-            TimeSeries.from_values(values[:TRAIN]), val_series=TimeSeries.from_values(validation)
-        )
+        train = values[: settings.get("train_rows", TRAIN)]
+        model.fit(TimeSeries.from_values(train), val_series=TimeSeries.from_values(validation))
         network, epochs = model.model, model.epochs_trained
     seconds, cpu_seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
     part = (VALIDATION, TEST) if split == "test" else (TRAIN, VALIDATION)

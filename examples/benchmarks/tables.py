@@ -64,6 +64,7 @@ def airline() -> str:
     """Return the error of each seed."""
     body = [
         [
+            row["run"],
             str(row["seed"]),
             f"{row['mae']:.1f}",
             f"{row['mae_seasonal_naive']:.1f}",
@@ -72,7 +73,7 @@ def airline() -> str:
         for row in rows("airline")
         if not row["settings"]
     ]
-    return table(["seed", "CALF, MAE", "seasonal naive, MAE", "months inside 90 %"], body)
+    return table(["run", "seed", "MAE", "seasonal naive, MAE", "months inside 90 %"], body)
 
 
 def speed() -> str:
