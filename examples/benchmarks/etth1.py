@@ -55,7 +55,10 @@ RUNS: dict[str, tuple[type, dict[str, Any]]] = {
     "time-llama-concat": (TimeLlamaModel, {**TIME_LLAMA, "alignment": "concat"}),
     "time-llama-few-shot": (TimeLlamaModel, FEW_SHOT),
     "time-llama-none-few-shot": (TimeLlamaModel, {**FEW_SHOT, "backbone": "none"}),
-    "dlinear-l1-few-shot": (DLinearModel, {**DLINEAR, **FEW_SHOT}),
+    "dlinear-l1-few-shot": (
+        DLinearModel,
+        {**DLINEAR, **FEW_SHOT, "n_epochs": 40, "batch_size": 32, "lr": 1e-3},
+    ),
     "dlinear-l1": (DLinearModel, DLINEAR),
     "dlinear-l1-336": (DLinearModel, {**DLINEAR, "input_chunk_length": 336}),
     "seasonal-naive-24": (NaiveSeasonal, {"K": 24}),

@@ -46,18 +46,19 @@ def etth1() -> str:
     return table(header, body)
 
 
-def validation() -> str:
-    """Return the validation errors that the defaults of CALF were chosen by."""
-    shown = ("output_weight", "lr", "head_dropout")
+def validation(run: str, shown: tuple[str, ...]) -> str:
+    """Return the validation errors that the defaults of a method were chosen by."""
     body = [
         [
-            *(str(row["settings"][name]) for name in shown),
+            *(str(row["settings"].get(name, "")) for name in shown),
+            str(row["seed"]),
             f"{row['mse']:.4f}",
             f"{row['mae']:.4f}",
         ]
         for row in sorted(rows("etth1_validation"), key=lambda row: row["mse"])
+        if row["run"] == run
     ]
-    return table([*shown, "MSE", "MAE"], body)
+    return table([*shown, "seed", "MSE", "MAE"], body)
 
 
 def airline() -> str:
@@ -190,7 +191,11 @@ def dynalora_overhead() -> str:
 
 BUILDERS = {
     "etth1": etth1,
-    "validation": validation,
+    "validation": lambda: validation("calf", ("output_weight", "lr", "head_dropout")),
+    "validation_time_llama": lambda: validation(
+        "time-llama",
+        ("backbone", "backbone_layers", "residual", "positions", "lr", "batch_size"),
+    ),
     "airline": airline,
     "speed": speed,
     "speed_parts": speed_parts,

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tsllm_estimators._validate import check_choice, check_integer
-from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE, Backbone
+from tsllm_estimators._validate import check_bool, check_choice, check_integer
+from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE, Backbone, load_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,10 @@ class NetworkConfig:
         ``quantization_config``, ``attn_implementation``, ``trust_remote_code``,
         ``local_files_only``, settings of the model's config) and ``seed`` (0) of random weights;
         for the three stand-ins ``hidden_size`` (384) and ``num_attention_heads`` (12).
+    causal : bool or None
+        Direction of attention: None keeps the model's own. Encoders such as the default are
+        bidirectional; in a decoder a variate sees only the variates before it, so that the order
+        of the columns matters, unless this is False.
     normalization : "window" or None
         Give each window and variate mean 0 and deviation 1, and bring the forecast back. None
         only divides by the standard deviation of the training data: zeros stay zeros and signs
@@ -128,11 +132,14 @@ class NetworkConfig:
     backbone_layers: int | None = None
     backbone_weights: str = "pretrained"
     backbone_kwargs: dict[str, Any] | None = None
+    causal: bool | None = None
     normalization: str | None = "window"
 
     def __post_init__(self) -> None:
         check_integer("backbone_layers", self.backbone_layers, 1, optional=True)
         check_choice("backbone_weights", self.backbone_weights, ("pretrained", "random"))
+        if self.causal is not None:
+            check_bool("causal", self.causal)
         check_choice("normalization", self.normalization, ("window", None))
         if self.backbone_kwargs is not None and not isinstance(self.backbone_kwargs, dict):
             raise TypeError(
@@ -158,6 +165,7 @@ class Network(nn.Module):
 
     Config: ClassVar[type[NetworkConfig]]
     learning_rate: ClassVar[float] = 1e-3
+    layers: ClassVar[int | None] = None  # of the language model, unless backbone_layers says
     covariates_used: ClassVar[frozenset[str]] = frozenset({"past", "future", "static"})
     # What may train alone, as prefixes of names: the forecast head, and with it what is trainable
     # in the language model.
@@ -170,6 +178,18 @@ class Network(nn.Module):
         self.config: Any = config
         self.shapes = shapes
         self.register_buffer("unit", torch.ones(()))
+
+    def load_backbone(self) -> Backbone:
+        """Return the language model of this network as it was before training."""
+        config = self.config
+        return load_backbone(
+            config.backbone,
+            layers=config.backbone_layers,
+            default_layers=self.layers,
+            weights=config.backbone_weights,
+            causal=config.causal,
+            kwargs=config.backbone_kwargs,
+        )
 
     def forward(self, batch: Batch) -> Forecast:
         """Forecast the ``H`` steps after the context."""

@@ -28,6 +28,14 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 DISTANCE_DEGREES = {"l1": 1, "mse": 2, "smooth_l1": 1, "smape": 0}
 
 
+def check_heads(n_heads: int, width: int) -> None:
+    """Raise ``ValueError`` unless attention of a width can have so many heads."""
+    if width % n_heads:
+        raise ValueError(
+            f"n_heads must divide the width of the backbone ({width}), found {n_heads}."
+        )
+
+
 class WindowStatistics(NamedTuple):
     """Location and scale of each window and variate, shape (b, 1, c)."""
 

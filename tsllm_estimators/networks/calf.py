@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_bool, check_choice, check_integer, check_number
-from tsllm_estimators.llm.backbone import Backbone, load_backbone
+from tsllm_estimators.llm.backbone import Backbone
 from tsllm_estimators.llm.words import principal_words
 from tsllm_estimators.networks.base import Batch, Forecast, Network, NetworkConfig, Shapes
 from tsllm_estimators.networks.blocks import (
@@ -35,11 +35,11 @@ from tsllm_estimators.networks.blocks import (
     CovariateTokens,
     ForecastHead,
     WindowStatistics,
+    check_heads,
     normalize_window,
     restore_parameters,
 )
 
-_LAYERS = 6  # of the paper's GPT-2, section "Implementation details"
 _LEVEL_DECAY = 0.8  # weight of a level against the one after it
 
 
@@ -57,10 +57,6 @@ class CALFConfig(NetworkConfig):
 
     Parameters
     ----------
-    causal : bool or None
-        Direction of attention: None keeps the model's own. Encoders such as the default are
-        bidirectional; in a decoder a variate sees only the variates before it, so that the order
-        of the columns matters, unless this is False.
     adapter : {"lora", "full"}, PEFT config, dict or None
         How the temporal branch is fine-tuned: LoRA on the attention projections, every weight,
         any PEFT config (or its ``to_dict()``), or not at all. A stand-in backbone trains whole.
@@ -106,7 +102,6 @@ class CALFConfig(NetworkConfig):
        Fine-Tuning", arXiv 2403.07300.
     """
 
-    causal: bool | None = None
     adapter: Any = "lora"
     lora_rank: int = 8
     lora_alpha: float = 32.0
@@ -127,8 +122,6 @@ class CALFConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.causal is not None:
-            check_bool("causal", self.causal)
         if isinstance(self.adapter, str):
             check_choice("adapter", self.adapter, ("lora", "full"))
         check_integer("lora_rank", self.lora_rank, 1)
@@ -172,6 +165,7 @@ class CALF(Network):
 
     Config = CALFConfig
     learning_rate = 2e-4  # 5e-4 in the paper, see docs/deviations.md
+    layers = 6  # of the paper's GPT-2, section "Implementation details"
     parts = {"head": ("head.",), "adapter": ("head.", "time_branch.")}
 
     principal_words: Tensor
@@ -185,10 +179,7 @@ class CALF(Network):
             backbone, adapter=config.peft_adapter(), layer_norms=config.train_layer_norms
         )
         n_heads = config.n_heads or self.time_branch.n_heads
-        if width % n_heads:
-            raise ValueError(
-                f"n_heads must divide the width of the backbone ({width}), found {n_heads}."
-            )
+        check_heads(n_heads, width)
         self.embedding = nn.Linear(shapes.context_length, width)
         self.encoder = nn.TransformerEncoderLayer(
             width, n_heads, config.d_ff, config.dropout, batch_first=True
@@ -207,18 +198,6 @@ class CALF(Network):
             self.time_projections = nn.ModuleList(_projection(width) for _ in levels)
             self.text_projections = nn.ModuleList(_projection(width) for _ in levels)
         self.time_branch.release_word_embeddings()
-
-    def load_backbone(self) -> Backbone:
-        """Return the language model of this network as it was before training."""
-        config = self.config
-        return load_backbone(
-            config.backbone,
-            layers=config.backbone_layers,
-            default_layers=_LAYERS,
-            weights=config.backbone_weights,
-            causal=config.causal,
-            kwargs=config.backbone_kwargs,
-        )
 
     @property
     def _aligns(self) -> bool:

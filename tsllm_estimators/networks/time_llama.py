@@ -28,18 +28,18 @@ import torch
 from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_bool, check_choice, check_integer, check_number
-from tsllm_estimators.llm.backbone import Backbone, load_backbone
+from tsllm_estimators.llm.backbone import Backbone
 from tsllm_estimators.llm.prompts import compose_prompt, prompt_statistics
 from tsllm_estimators.networks.base import Batch, Forecast, Network, NetworkConfig, Shapes
 from tsllm_estimators.networks.blocks import (
     DISTANCES,
     CovariateTokens,
     ForecastHead,
+    check_heads,
     normalize_window,
     restore_parameters,
 )
 
-_LAYERS = 3  # 8 in the paper, see docs/deviations.md
 _LORA = ["lora_rank", "lora_alpha", "lora_dropout"]
 _ROUTER = ["pooling", "gate", "load_balancing_weight"]
 
@@ -57,10 +57,6 @@ class TimeLlamaConfig(NetworkConfig):
 
     Parameters
     ----------
-    causal : bool or None
-        Direction of attention: None keeps the model's own. Encoders such as the default are
-        bidirectional; in a decoder a variate sees only the variates before it, so that the order
-        of the columns matters, unless this is False.
     positions : {"shared", "ordered"}
         Whether all variates stand at one place of the sentence, or one after another. Shared,
         the order of the columns says nothing (where attention is bidirectional) and their number
@@ -117,7 +113,6 @@ class TimeLlamaConfig(NetworkConfig):
        Parameter-efficient Adaptation Method", arXiv 2502.13725.
     """
 
-    causal: bool | None = None
     positions: str = "shared"
     alignment: str = "cross_attention"
     description: str | None = None
@@ -141,8 +136,6 @@ class TimeLlamaConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.causal is not None:
-            check_bool("causal", self.causal)
         check_choice("positions", self.positions, ("shared", "ordered"))
         check_choice("alignment", self.alignment, ("cross_attention", "concat", "none"))
         check_bool("prompt_statistics", self.prompt_statistics)
@@ -210,6 +203,7 @@ class TimeLlama(Network):
 
     Config = TimeLlamaConfig
     learning_rate = 1e-3
+    layers = 3  # 8 in the paper, see docs/deviations.md
     parts = {"head": ("head.",), "adapter": ("head.", "backbone.", "gate")}
 
     prompt_words: Tensor
@@ -232,10 +226,7 @@ class TimeLlama(Network):
         )
         self.backbone.release_word_embeddings()
         self.embedding = _embedding(shapes.context_length, config.d_hidden, width)
-        if width % config.n_heads:
-            raise ValueError(
-                f"n_heads must divide the width of the backbone ({width}), found {config.n_heads}."
-            )
+        check_heads(config.n_heads, width)
         if config.alignment == "cross_attention":
             self.attention = nn.MultiheadAttention(width, config.n_heads, batch_first=True)
         if self.covariates.n_tokens:
@@ -243,18 +234,6 @@ class TimeLlama(Network):
         if config.residual == "gated":
             self.gate = nn.Parameter(torch.zeros(width))
         self.head = ForecastHead(width, shapes.horizon, shapes.parameters, config.head_dropout)
-
-    def load_backbone(self) -> Backbone:
-        """Return the language model of this network as it was before training."""
-        config = self.config
-        return load_backbone(
-            config.backbone,
-            layers=config.backbone_layers,
-            default_layers=_LAYERS,
-            weights=config.backbone_weights,
-            causal=config.causal,
-            kwargs=config.backbone_kwargs,
-        )
 
     def forward(self, batch: Batch) -> Forecast:
         """Forecast the horizon from the context.
@@ -325,8 +304,9 @@ class TimeLlama(Network):
 
     def set_prompt(self, prompt: str) -> None:
         """Align with another text from now on."""
-        self._set_words(prompt, self.load_backbone())
-        self.backbone.check_positions(self._n_positions)
+        if prompt != self.prompt:
+            self._set_words(prompt, self.load_backbone())
+            self.backbone.check_positions(self._n_positions)
 
     def prompts(self) -> list[str]:
         """Return the prompt."""
@@ -342,8 +322,7 @@ class TimeLlama(Network):
 
     def set_extra_state(self, state: dict[str, str]) -> None:
         """Align with the prompt of the saved network."""
-        if state["prompt"] != self.prompt:
-            self.set_prompt(state["prompt"])
+        self.set_prompt(state["prompt"])
 
     def _compose_prompt(self, windows: Batch | None = None) -> str:
         """Return the prompt, with the statistics of training windows where these are known."""
