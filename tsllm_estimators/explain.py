@@ -148,12 +148,17 @@ def routing_table(estimator: Any, series: Any = None, by: str = "layer") -> pd.D
         if series is not None:
             raise ValueError("series must be None with by='epoch': the training has its own.")
         history = _model(estimator).training_summary.get("routing")
-        if not history:
+        if history is None:
             raise ValueError("estimator has no router to look at, or has not been trained.")
+        modules, epochs = history["modules"], history["epochs"]
         rows = [
-            (n, layer, Usage(**used))
-            for n, one in enumerate(history)
-            for layer, used in one.items()
+            (
+                epoch,
+                layer,
+                Usage(dict(zip(modules[layer], numbers[:-2], strict=True)), *numbers[-2:]),
+            )
+            for epoch, layers in enumerate(epochs)
+            for layer, numbers in layers.items()
         ]
         index = pd.MultiIndex.from_tuples([row[:2] for row in rows], names=["epoch", "layer"])
         return _usage_table([used for *_, used in rows], index)
@@ -195,8 +200,9 @@ def plot_routing(estimator: Any, series: Any = None) -> Any:
     left.set_xticks(range(shares.shape[1]), shares.columns, rotation=30, ha="right", fontsize=8)
     left.set_title("Share of the windows for which a module is on")
     figure.colorbar(image, ax=left)
+    style = "o-" if history.index.get_level_values("epoch").nunique() < 30 else "-"
     for layer, rows in history.groupby("layer", sort=False):
-        right.plot(rows.index.get_level_values("epoch"), rows["commonest"], "o-", label=layer)
+        right.plot(rows.index.get_level_values("epoch"), rows["commonest"], style, label=layer)
     right.axhline(MAX_COMMONEST, color="grey", linestyle="--")
     right.set(xlabel="epoch", ylim=(0, 1), title="Share of the commonest subset")
     right.legend(fontsize=7)
@@ -210,7 +216,8 @@ def prompt_sensitivity(
 
     The estimator forecasts windows of a series as trained, and again with its prompt left empty,
     replaced by gibberish of the same length, and with its words shuffled. Where the errors are
-    alike, the prompt's meaning does nothing.
+    alike, the prompt's meaning does nothing. Cross attention to words knows no order: there the
+    shuffled prompt is the real one, unlike in ``alignment="concat"``.
 
     Parameters
     ----------

@@ -21,13 +21,16 @@ class RoutingHistory(EngineCallback):
 
     Attributes
     ----------
+    modules : dict of str to list of str
+        Names of the modules, by layer.
     epochs : list of dict
-        For each epoch, how the modules were used, by layer: plain values of
-        :class:`~tsllm_estimators.adapters.routing.Usage`.
+        For each epoch, by layer: the share of each module, the entropy and the share of the
+        commonest subset, see :class:`~tsllm_estimators.adapters.routing.Usage`.
     """
 
     def __init__(self) -> None:
-        self.epochs: list[dict[str, Any]] = []
+        self.modules: dict[str, list[str]] = {}
+        self.epochs: list[dict[str, list[float]]] = []
         self._epoch = RoutingRecord()
         self._step = contextlib.ExitStack()
 
@@ -44,7 +47,13 @@ class RoutingHistory(EngineCallback):
     def on_train_epoch_end(self, *_: Any) -> None:
         """Sum up the epoch."""
         usage = self._epoch.usage()
-        self.epochs.append({layer: used._asdict() for layer, used in usage.items()})
+        self.modules = {layer: list(used.shares) for layer, used in usage.items()}
+        self.epochs.append(
+            {
+                layer: [round(n, 4) for n in (*used.shares.values(), used.entropy, used.commonest)]
+                for layer, used in usage.items()
+            }
+        )
         self._collapsed = [layer for layer, used in usage.items() if used.collapsed]
         self._epoch = RoutingRecord()
 
@@ -53,8 +62,8 @@ class RoutingHistory(EngineCallback):
         self._step.close()
 
     def summary(self) -> dict[str, Any]:
-        """Return the epochs."""
-        return {"routing": self.epochs}
+        """Return modules and epochs."""
+        return {"routing": {"modules": self.modules, "epochs": self.epochs}}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Warn of routers that do not look at their input."""
