@@ -242,6 +242,10 @@ class LowRankModel(BaseTuner):
             )
         return loaded
 
+    def adapts(self, peft_config: Any, name: str) -> bool:
+        """Return whether a linear map that the targets name is one to adapt."""
+        return True
+
     def _create_and_replace(
         self,
         peft_config: Any,
@@ -252,6 +256,8 @@ class LowRankModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        if not self.adapts(peft_config, current_key):
+            return
         if isinstance(target, LowRankLayer):
             target.update_layer(adapter_name, peft_config, current_key)
             return

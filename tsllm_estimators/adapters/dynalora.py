@@ -219,21 +219,10 @@ class DynaLoraModel(LowRankModel):
             if name in self.peft_config and self.peft_config[name].top_n is not None:
                 _refuse_to_merge(name)
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        inside = current_key.startswith(tuple(f"{name}." for name in layers_of(self.model)))
-        if peft_config.top_n is None or inside:  # a router sees its own layer only
-            super()._create_and_replace(
-                peft_config, adapter_name, target, target_name, parent, current_key
-            )
+    def adapts(self, peft_config: DynaLoraConfig, name: str) -> bool:
+        """Return whether a linear map is one to adapt: a router sees its own layer only."""
+        layers = tuple(f"{layer}." for layer in layers_of(self.model))
+        return peft_config.top_n is None or name.startswith(layers)
 
     def _unload_and_optionally_merge(
         self,
