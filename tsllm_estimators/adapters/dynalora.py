@@ -122,23 +122,24 @@ class DynaLoraLayer(LowRankLayer):
         n_samples, width = len(gates.values), self.out_features // len(self.parts)
         x = self.dropouts[adapter_name](self._cast_input_dtype(x, down.dtype))
         x = x.reshape(n_samples, -1, self.in_features)
-        for part in range(len(self.parts)):
-            column = self.columns[adapter_name] + part
+        outputs = result.view(n_samples, -1, self.out_features)
+        first = self.columns[adapter_name]
+        for part, column in enumerate(range(first, first + len(self.parts))):
             rows = gates.rows[column]
             if not rows:
                 continue
-            values = gates.values[:, column, None, None].to(down.dtype)
-            outputs = result.view(n_samples, -1, self.out_features).narrow(-1, part * width, width)
-            # Gathering and scattering samples costs more than computing a few for nothing
-            if 2 * len(rows) <= n_samples:
+            values = gates.values[:, column].to(down.dtype).view(-1, 1, 1)
+            output = outputs.narrow(-1, part * width, width)
+            # Gathering and scattering samples costs more than computing some for nothing
+            if 4 * len(rows) <= n_samples:
                 index = torch.tensor(rows, device=x.device)
                 low = F.linear(x.index_select(0, index), down[part]) * values.index_select(0, index)
                 update = F.linear(self.scaling[adapter_name] * low, up[part])
-                outputs.index_add_(0, index, update.to(result.dtype))
+                output.index_add_(0, index, update.to(result.dtype))
             else:
-                low = F.linear(x, down[part]) * values
+                low = F.linear(x, down[part]).mul_(values)
                 factors = low.flatten(0, 1).to(result.dtype), up[part].T.to(result.dtype)
-                outputs.flatten(0, 1).addmm_(*factors, alpha=self.scaling[adapter_name])
+                output.flatten(0, 1).addmm_(*factors, alpha=self.scaling[adapter_name])
         return result
 
     def delta(self, adapter_name: str) -> Tensor:
