@@ -186,6 +186,16 @@ def test_chosen_positions_reach_the_model(language_models):
         backbone.check_positions(1, chosen=True)
 
 
+def test_tokens_at_one_place_see_each_other_without_a_cache(language_models):
+    """transformers takes positions that do not count on for sequences apart."""
+    for name in ("gpt2", "llama", "qwen2"):
+        backbone = load_backbone(language_models[name], kwargs={"use_cache": False}).eval()
+        tokens, positions = torch.randn(1, 4, 16), torch.zeros(4, dtype=torch.long)
+        changed = torch.cat([tokens[:, :1].roll(1, -1), tokens[:, 1:]], 1)
+        first, second = (backbone(t, positions=positions)[0, 1:] for t in (tokens, changed))
+        assert ((first - second).abs().amax(-1) > 1e-5).all()
+
+
 def test_full_trains_every_weight():
     backbone = load_backbone("tiny").prepare(3, adapter="full")
     frozen = [n for n, p in backbone.named_parameters() if not p.requires_grad]

@@ -914,6 +914,29 @@ def test_copies_are_models_of_their_own(folder, duplicate):
     assert torch.equal(output(model), before)
 
 
+def test_a_map_that_is_shown_no_samples_is_refused():
+    """DeBERTa's keys also read the relative positions, which belong to no sample."""
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = DebertaV2Config(
+        vocab_size=64,
+        intermediate_size=32,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        position_buckets=8,
+        **shape,
+    )
+    model = get_peft_model(DebertaV2Model(config), DynaLoraConfig(r=4, top_n=2)).eval()
+    with pytest.raises(ValueError, match=r"expected 4 samples of 5 tokens.*exclude_modules"):
+        model(torch.randint(0, 64, (4, 5)))
+    with torch.no_grad(), pytest.raises(ValueError, match="exclude_modules"):
+        model(torch.randint(0, 64, (4, 5)))
+    rest = DynaLoraConfig(r=4, top_n=2, exclude_modules=["key_proj", "query_proj"])
+    get_peft_model(DebertaV2Model(config), rest).eval()(torch.randint(0, 64, (4, 5)))
+
+
 def test_an_adapted_map_outside_of_its_layer_is_refused(folder):
     model = adapted(folder)
     adapted_map = of_type(model, DynaLoraLayer)[0]

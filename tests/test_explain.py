@@ -140,6 +140,31 @@ def test_routing_is_drawn(routed):
     assert len(figure.axes[1].lines) == 2 + 1
 
 
+def test_layers_keep_their_order(tmp_path):
+    from transformers import AutoModel, BertConfig
+
+    shape = {"hidden_size": 8, "num_hidden_layers": 11, "num_attention_heads": 1}
+    AutoModel.from_config(BertConfig(vocab_size=4, intermediate_size=8, **shape)).save_pretrained(
+        tmp_path
+    )
+    settings = {"backbone": str(tmp_path), "backbone_layers": 11, "alignment": "none"}
+    model = TIME_LLAMA.darts(**settings, lora_rank=2, n_epochs=1).fit(darts_series(sine(40)))
+    layers = [f"encoder.layer.{i}" for i in range(11)]
+    by_window = routing_table(model, by="window")
+    assert by_window.index.get_level_values("layer")[:11].tolist() == layers
+    assert by_window.index.get_level_values("window")[:22].tolist() == [0] * 11 + [1] * 11
+    assert routing_table(model).index.tolist() == layers
+
+
+def test_one_of_many_forecasters_must_be_chosen():
+    from sktime.utils._testing.hierarchical import _make_hierarchical
+
+    panel = _make_hierarchical((2,), min_timepoints=40, max_timepoints=40, random_state=0)
+    forecaster = TIME_LLAMA.sktime(context_length=6, horizon=2, broadcasting=True).fit(panel)
+    with pytest.raises(ValueError, match="look at one of its forecasters_"):
+        routing_table(forecaster)
+
+
 def test_without_a_router_there_is_nothing_to_tell():
     model = TIME_LLAMA.darts(top_n=None).fit(darts_series(sine(60)))
     for by in ("layer", "epoch"):
@@ -173,7 +198,7 @@ def test_a_prompt_is_altered_and_the_model_left_alone(routed):
     assert found.loc["real", "change"] == 0
     assert (found["change"].drop(["real", "shuffled"]) > 1e-4).all()
     assert found.loc["shuffled", "change"] < 1e-6  # attention to words knows no order
-    assert found.loc["empty", "words"] == 0
+    assert found["words"].tolist() == [found.loc["real", "words"], 0, *found["words"][["real"] * 2]]
     np.testing.assert_array_equal(routed.predict(6).values(), before)
     prompt = routed.model.network.prompts()
     assert prompt == routed.training_summary["prompts"]

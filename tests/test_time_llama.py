@@ -238,6 +238,39 @@ def test_another_prompt_can_be_set_and_travels_with_the_weights():
     assert not any("prompt" in name for name in network.state_dict())  # but in the extra state
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"description": "Something else"},
+            "description: the saved weights were trained with None",
+        ),
+        ({"prompt": "Mine"}, "prompt: the saved weights were trained with None, found 'Mine'"),
+        ({"alignment": "concat"}, "do not fit this model"),
+        (
+            {"prompt_statistics": False},
+            "prompt_statistics: the saved weights were trained with True",
+        ),
+    ],
+)
+def test_weights_of_another_prompt_are_refused(settings, message, tmp_path):
+    series = darts_series(sine(60, 2))
+    TIME_LLAMA.darts().fit(series).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        TIME_LLAMA.darts(checkpoint=tmp_path, **settings).fit(series)
+    with pytest.raises(ValueError, match=message):
+        TIME_LLAMA.model.from_pretrained(tmp_path, **settings)
+
+
+def test_routers_of_a_peft_config_are_balanced_too():
+    adapter = {"peft_type": "DYNALORA", "r": 2, "top_n": 2}
+    network = build(adapter=adapter, load_balancing_weight=0.5).train()
+    assert "load_balancing" in network(batch()).losses
+    assert network.loss_weights() == {"load_balancing": 0.5}
+    with pytest.raises(ValueError, match="no effect with adapter=None"):
+        build(adapter=None, load_balancing_weight=0.5)
+
+
 def test_an_empty_prompt_of_a_decoder_has_no_words(language_models):
     network = build(backbone=language_models["gpt2"], prompt="")
     assert len(network.prompt_words) == 0

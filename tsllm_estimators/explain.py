@@ -122,8 +122,8 @@ def routing_table(estimator: Any, series: Any = None, by: str = "layer") -> pd.D
         Series to look at, in the units of the training; by default the training series. Not for
         ``by="epoch"``, which looks at the training itself.
     by : {"layer", "window", "epoch"}
-        One row for each layer; for each window and layer; or for each epoch of the training and
-        layer.
+        One row for each layer; for each window and layer; or for each epoch of the last training
+        and layer.
 
     Returns
     -------
@@ -172,7 +172,9 @@ def routing_table(estimator: Any, series: Any = None, by: str = "layer") -> pd.D
         for layer, on in record.active().items()
     }
     found = (
-        pd.concat(tables, names=["layer", "window"]).swaplevel().sort_index(sort_remaining=False)
+        pd.concat(tables, names=["layer", "window"])
+        .swaplevel()
+        .sort_index(level="window", sort_remaining=False, kind="stable")
     )
     return found.rename_axis(columns="module")
 
@@ -215,8 +217,8 @@ def prompt_sensitivity(
     """Measure what a fitted estimator's forecasts owe to the words of its prompt.
 
     The estimator forecasts windows of a series as trained, and again with its prompt left empty,
-    replaced by gibberish of the same length, and with its words shuffled. Where the errors are
-    alike, the prompt's meaning does nothing. Cross attention to words knows no order: there the
+    replaced by gibberish of as many word embeddings, and with its words shuffled. Where the errors
+    are alike, the prompt's meaning does nothing. Cross attention to words knows no order: there the
     shuffled prompt is the real one, unlike in ``alignment="concat"``.
 
     Parameters
@@ -252,20 +254,23 @@ def prompt_sensitivity(
         raise ValueError("estimator has no prompt to change: it was made without one.")
     network = copy.deepcopy(network).eval()
     real, length = network.prompt, network.shapes.context_length
+    n_words = len(network.prompt_words)
 
     def forecast(kind: str) -> torch.Tensor:
         network.set_prompt(alter_prompt(real, kind, seed))
+        if kind == "gibberish":  # which has more tokens than words
+            network.prompt_words = network.prompt_words[:n_words]
         parameters = _in_batches(network, windows[:, :length])
         return parameters[..., network.shapes.location]
 
     expected, target, rows = forecast("real"), windows[:, length:], {}
     for kind in kinds:
         found = forecast(kind)
-        error = (found - target).double()
+        error = (found - target).cpu().double()
         rows[kind] = {
             "mae": error.abs().nanmean().item(),
             "mse": error.square().nanmean().item(),
-            "change": (found - expected).double().abs().mean().item(),
+            "change": (found - expected).abs().mean().item(),
             "words": len(network.prompt_words),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("prompt")
@@ -307,6 +312,11 @@ def _network_and_windows(
 
     With targets, windows go on over the horizon.
     """
+    if hasattr(estimator, "forecasters_"):
+        raise ValueError(
+            "estimator holds one forecaster for each series (broadcasting): look at one of its "
+            "forecasters_."
+        )
     if hasattr(estimator, "_engine"):
         model, values, names = estimator._explainable(series)
     else:

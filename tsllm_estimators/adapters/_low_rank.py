@@ -54,7 +54,7 @@ class LowRankConfig(PeftConfig):
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform, found None.")
-        if not isinstance(self.r, int) or self.r < 1:
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise ValueError(f"r must be an integer of 1 or more, found {self.r!r}.")
         if not self.lora_alpha > 0:
             raise ValueError(f"lora_alpha must be above 0, found {self.lora_alpha!r}.")

@@ -33,10 +33,13 @@ class Gates(NamedTuple):
         Shape (b, m).
     rows : list of list of int, optional
         The samples for which each module is on, where the others may be skipped.
+    n_tokens : int
+        s, tokens of each sample.
     """
 
     values: Tensor
     rows: list[list[int]] | None
+    n_tokens: int
 
 
 class DynaLoraRouter(nn.Module, BaseTunerLayer):
@@ -123,7 +126,7 @@ class DynaLoraRouter(nn.Module, BaseTunerLayer):
             values = active + (shares - shares.detach())
         else:
             values = active.to(probabilities.dtype)
-        return Gates(values, _rows(active) if _may_skip() else None)
+        return Gates(values, _rows(active) if _may_skip() else None, hidden.shape[1])
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = [name for name in self.active_adapters if name in self.dynalora_gate]
@@ -177,7 +180,8 @@ class _WithGates:
         def with_gates(*inputs: Any) -> Any:
             before = self.gates.get()
             values = inputs[: len(names)]
-            self.gates.set({n: Gates(v, None) for n, v in zip(names, values, strict=True)})
+            again = {n: held[n]._replace(values=v) for n, v in zip(names, values, strict=True)}
+            self.gates.set(again)
             try:
                 return forward(*inputs[len(names) :])
             finally:

@@ -110,6 +110,7 @@ class DynaLoraLayer(LowRankLayer):
             return low
         column = self.columns[adapter_name]
         values = gates.values[:, column : column + len(self.parts)].to(low.dtype)
+        self._check_samples(x, gates)
         by_sample = low.reshape(len(values), -1, len(self.parts), len(down) // len(self.parts))
         return (by_sample * values[:, None, :, None]).reshape(low.shape)
 
@@ -118,6 +119,7 @@ class DynaLoraLayer(LowRankLayer):
         gates = self._gates(adapter_name)
         if gates is None or gates.rows is None:
             return super().add_update(adapter_name, result, x)
+        self._check_samples(x, gates)
         down, up = self.dynalora_A[adapter_name], self.dynalora_B[adapter_name]
         n_samples, width = len(gates.values), self.out_features // len(self.parts)
         x = self.dropouts[adapter_name](self._cast_input_dtype(x, down.dtype))
@@ -147,6 +149,16 @@ class DynaLoraLayer(LowRankLayer):
         if adapter_name in self.columns:
             _refuse_to_merge(adapter_name)
         return (self.dynalora_B[adapter_name] @ self.dynalora_A[adapter_name]).flatten(0, 1)
+
+    def _check_samples(self, x: Tensor, gates: Gates) -> None:
+        """Refuse an input that is not the samples of the layer's input, one after another."""
+        n_samples = len(gates.values)
+        if x.shape[0] != n_samples and x.shape[:-1] != (n_samples * gates.n_tokens,):
+            raise ValueError(
+                f"target_modules: a map of {self.in_features} to {self.out_features} got an input "
+                f"of shape {tuple(x.shape)}, expected {n_samples} samples of {gates.n_tokens} "
+                "tokens to turn modules on and off for; leave it out with exclude_modules."
+            )
 
     def _gates(self, adapter_name: str) -> Gates | None:
         if adapter_name not in self.columns:

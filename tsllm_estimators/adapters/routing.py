@@ -178,7 +178,7 @@ class Usage(NamedTuple):
     @classmethod
     def of(cls, modules: tuple[str, ...], active: Tensor) -> "Usage":
         """Sum up which modules were on, shape (n, m)."""
-        on = active.double().mean(0)
+        on = active.cpu().double().mean(0)  # not every device has double precision
         activations = on / on.sum()
         entropy = -torch.xlogy(activations, activations).sum()
         counts = torch.unique(active, dim=0, return_counts=True)[1]

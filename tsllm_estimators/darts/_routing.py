@@ -71,7 +71,7 @@ class RoutingHistory(EngineCallback):
             warnings.warn(
                 f"the routers of {', '.join(self._collapsed)} chose nearly the same modules for "
                 "every window of the last epoch, which is LoRA on these modules alone. Raise "
-                "load_balancing_weight, lower the learning rate, or set top_n=None; "
+                "Time-LlaMA's load_balancing_weight, lower the learning rate, or set top_n=None; "
                 "explain.routing_table shows what they chose.",
                 RouterCollapseWarning,
                 stacklevel=2,

@@ -175,6 +175,9 @@ class Backbone(nn.Module):
         extra = {}
         if positions is not None and not self.is_stand_in:  # stand-ins know no positions
             extra["position_ids"] = (positions + self._first_position).expand(len(tokens), -1)
+            # without a mask transformers would take positions that do not count on for those of
+            # several sequences side by side, which do not see each other
+            extra["attention_mask"] = torch.ones_like(extra["position_ids"])
         output = self.model(inputs_embeds=tokens.to(own), output_hidden_states=levels, **extra)
         if levels:
             return tuple(state.to(tokens.dtype) for state in output.hidden_states)

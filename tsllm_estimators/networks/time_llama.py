@@ -41,7 +41,9 @@ from tsllm_estimators.networks.blocks import (
 )
 
 _LORA = ["lora_rank", "lora_alpha", "lora_dropout"]
-_ROUTER = ["pooling", "gate", "load_balancing_weight"]
+_ROUTER = ["pooling", "gate"]
+_BALANCE = "load_balancing_weight"
+_TEXT = ["alignment", "description", "variate_names", "prompt_statistics", "prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class TimeLlamaConfig(NetworkConfig):
     adapter : {"dynalora", "full"}, PEFT config, dict or None
         How the language model is fine-tuned: D-LoRA on every linear map of its layers, every
         weight, any PEFT config (or its ``to_dict()``), or not at all. A stand-in backbone trains
-        whole.
+        whole, and what concerns the adapter has no effect on it.
     lora_rank : int
         Rank of D-LoRA's modules.
     lora_alpha : float
@@ -155,12 +157,12 @@ class TimeLlamaConfig(NetworkConfig):
         check_number("head_dropout", self.head_dropout, maximum=1, exclusive=")")
         check_choice("task_loss", self.task_loss, DISTANCES)
         self._check_texts()
-        without = {
-            "top_n": _ROUTER if self.top_n is None else [],
-            "adapter": [*_LORA, "top_n", *_ROUTER] if self.adapter != "dynalora" else [],
-        }
-        for owner, names in without.items():
-            self._refuse_changed(names, f"{owner}={getattr(self, owner)!r}")
+        if self.top_n is None:
+            self._refuse_changed([*_ROUTER, _BALANCE], "top_n=None")
+        if self.adapter != "dynalora":
+            # a PEFT config of D-LoRA has routers to balance
+            balance = [_BALANCE] if self.adapter in (None, "full") else []
+            self._refuse_changed([*_LORA, "top_n", *_ROUTER, *balance], f"adapter={self.adapter!r}")
 
     def _check_texts(self) -> None:
         for name in ("description", "prompt"):
@@ -169,11 +171,10 @@ class TimeLlamaConfig(NetworkConfig):
         names = self.variate_names
         if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
             raise TypeError(f"variate_names must be a list of names or None, found {names!r}.")
-        parts = ["description", "variate_names", "prompt_statistics"]
         if self.alignment == "none":
-            self._refuse_changed([*parts, "prompt"], "alignment='none'")
+            self._refuse_changed(_TEXT[1:], "alignment='none'")
         elif self.prompt is not None:
-            self._refuse_changed(parts, "a prompt of your own")
+            self._refuse_changed(_TEXT[1:-1], "a prompt of your own")
 
     def _refuse_changed(self, names: list[str], reason: str) -> None:
         changed = [name for name in names if getattr(self, name) != self.defaults()[name]]
@@ -316,13 +317,26 @@ class TimeLlama(Network):
         """Return the weight of the routers' load balancing."""
         return {"load_balancing": self.config.load_balancing_weight}
 
-    def get_extra_state(self) -> dict[str, str]:
-        """Return the prompt, which the training data have shaped."""
-        return {"prompt": self.prompt}
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the prompt, which the training data have shaped, and what it was made from."""
+        return {"prompt": self.prompt, "settings": self._text_settings}
 
-    def set_extra_state(self, state: dict[str, str]) -> None:
-        """Align with the prompt of the saved network."""
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Align with the prompt of the saved network; refuse one of other settings."""
+        for name, found in self._text_settings.items():
+            if found != state["settings"][name]:
+                raise ValueError(
+                    f"{name}: the saved weights were trained with {state['settings'][name]!r}, "
+                    f"found {found!r}. Load them with the same {name}; set_prompt of the loaded "
+                    "network shows it another text."
+                )
         self.set_prompt(state["prompt"])
+
+    @property
+    def _text_settings(self) -> dict[str, Any]:
+        settings = {name: getattr(self.config, name) for name in _TEXT}
+        names = settings["variate_names"]
+        return {**settings, "variate_names": names and [str(name) for name in names]}
 
     def _compose_prompt(self, windows: Batch | None = None) -> str:
         """Return the prompt, with the statistics of training windows where these are known."""
