@@ -550,7 +550,7 @@ def test_ensembles_of_probabilistic_members_sample(method):
 @pytest.mark.parametrize("baseline", [NaiveSeasonal(12), LinearRegressionModel(12)])
 def test_regression_ensembles_combine_ours_with_a_baseline(method, baseline, tmp_path):
     series, path = dated(), str(tmp_path / "ensemble.pt")
-    members = [method.darts(), baseline]
+    members = [method.darts(), baseline.untrained_model()]
     ensemble = RegressionEnsembleModel(members, regression_train_n_points=20, show_warnings=False)
     forecast = ensemble.fit(series).predict(9)
     alone = baseline.untrained_model().fit(series).predict(9)

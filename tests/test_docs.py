@@ -164,7 +164,9 @@ def test_the_time_llama_benchmark_in_small(tmp_path, monkeypatch, capsys):
     sizes = ["--variates", "2", "4", "--tokens", "3", "--batch-sizes", "2", "--rounds", "1"]
     for _ in range(2):
         benchmark.main([*sizes, "--backbone", "tiny", "--results", str(results)])
-    few, many, overhead = json.loads(results.read_text())
+    few, many, overhead, growth = json.loads(results.read_text())
+    assert growth["n_variates"] == [2, 4]
+    assert growth["exponent"] == pytest.approx(benchmark.growth_exponent([few, many]))
     speed = many["windows_per_second"]
     assert many["ahead"] == pytest.approx(speed["time_llama"] / speed["patches"])
     assert few["batch_size"] > many["batch_size"]

@@ -165,7 +165,7 @@ def test_counts_are_learned(method):
     months = np.arange(120)
     rate = np.where(months % 12 < 6, 2.0, 12.0)
     y = pd.Series(rng.poisson(rate), index=pd.period_range("2000-01", periods=120, freq="M"))
-    learning = {"max_steps": 150, "lr": 1e-2, "context_length": 24, "horizon": 12}
+    learning = {"max_steps": 300, "lr": 1e-2, "context_length": 24, "horizon": 12}
     forecast = method.sktime(likelihood="poisson", **RAW, **learning).fit(y).predict(range(1, 13))
     low, high = forecast.to_numpy()[:6].mean(), forecast.to_numpy()[6:].mean()
     assert 0 <= low < 5

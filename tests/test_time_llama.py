@@ -43,6 +43,11 @@ def forecast(network, **kwargs):
     return network(batch(**kwargs)).parameters
 
 
+def balance(output):
+    """Return the load-balancing loss of each window, all of equal share."""
+    return output.losses["load_balancing"](torch.ones(4))
+
+
 def trainable(network, part=""):
     return {n for n, p in network.named_parameters() if p.requires_grad and n.startswith(part)}
 
@@ -73,7 +78,7 @@ def test_any_peft_adapter_will_do():
 def test_every_trainable_weight_gets_a_gradient():
     network = trained(d_hidden=8).train()
     output = network(batch())
-    (output.parameters.square().mean() + output.losses["load_balancing"].mean()).backward()
+    (output.parameters.square().mean() + balance(output).mean()).backward()
     without = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
 
@@ -280,11 +285,24 @@ def test_an_empty_prompt_of_a_decoder_has_no_words(language_models):
 def test_load_balancing_is_a_loss_of_training_only():
     network = trained()
     assert network.eval()(batch()).losses == {}
-    losses = network.train()(batch()).losses
-    assert losses["load_balancing"].shape == (4,)
+    assert balance(network.train()(batch())).shape == (4,)
     assert trained(top_n=None).train()(batch()).losses == {}
     assert trained(load_balancing_weight=0.0).train()(batch()).losses == {}
     assert network.loss_weights() == {"load_balancing": 0.01}
+
+
+def test_windows_without_a_share_do_not_balance():
+    network, shares = trained().train(), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    windows = batch()
+    losses = []
+    for values in (windows.past_target, windows.past_target.clone()):
+        if losses:
+            values[2:] = 9 * torch.randn_like(values[2:])
+        torch.manual_seed(0)
+        losses.append(network(Batch(values)).losses["load_balancing"](shares)[:2])
+    torch.testing.assert_close(*losses)
+    alone = network(windows).losses["load_balancing"]
+    assert not torch.allclose(alone(torch.ones(4))[:2], alone(shares)[:2])
 
 
 def test_checkpointed_layers_train_alike():
@@ -298,7 +316,7 @@ def test_checkpointed_layers_train_alike():
         if checkpointed:
             network.backbone.model.gradient_checkpointing_enable()
         output = network(batch())
-        (output.parameters.square().mean() + output.losses["load_balancing"].mean()).backward()
+        (output.parameters.square().mean() + balance(output).mean()).backward()
         gradients.append([p.grad for p in network.parameters() if p.requires_grad])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain)

@@ -52,7 +52,11 @@ RUNS: dict[str, tuple[type, dict[str, Any]]] = {
     "time-llama-frozen": (TimeLlamaModel, {**TIME_LLAMA, "adapter": None}),
     "time-llama-static-lora": (TimeLlamaModel, {**TIME_LLAMA, "top_n": None}),
     "time-llama-no-alignment": (TimeLlamaModel, {**TIME_LLAMA, "alignment": "none"}),
-    "time-llama-concat": (TimeLlamaModel, {**TIME_LLAMA, "alignment": "concat"}),
+    # without its statistics the prompt has 18 words, with them 62 to run through every layer
+    "time-llama-concat": (
+        TimeLlamaModel,
+        {**TIME_LLAMA, "alignment": "concat", "prompt_statistics": False},
+    ),
     "time-llama-few-shot": (TimeLlamaModel, FEW_SHOT),
     "time-llama-none-few-shot": (TimeLlamaModel, {**FEW_SHOT, "backbone": "none"}),
     "dlinear-l1-few-shot": (

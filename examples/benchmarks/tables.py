@@ -171,6 +171,12 @@ def variates() -> str:
     return table(["variates", "Time-LlaMA, windows/s", "patches, windows/s", "ratio"], body)
 
 
+def growth() -> str:
+    """Return how the time of a window grows with the variates."""
+    row = next(row for row in rows("time_llama") if row["run"] == "growth")
+    return f"the power {row['exponent']:.2f}"
+
+
 def dynalora_overhead() -> str:
     """Return what D-LoRA adds to the time and the FLOPs of the frozen language model."""
     names = ("lora", "dynalora", "dynalora_top_1")
@@ -204,6 +210,7 @@ BUILDERS = {
     "adapters_trainable": adapters_trainable,
     "adapters_merged": adapters_merged,
     "variates": variates,
+    "growth": growth,
     "dynalora_overhead": dynalora_overhead,
 }
 

@@ -151,9 +151,10 @@ def main(arguments: list[str] | None = None) -> None:
             if key not in results:
                 rounds = 4 * options.rounds
                 results.add(key, overhead(options.backbone, batch_size, n_tokens, rounds))
-    rows = [row for row in results.rows if row["run"] == "variates"]
-    if len(rows) > 1:
-        print(f"time of a window grows as variates ** {growth_exponent(rows):.2f}")
+    key = {"run": "growth", "backbone": options.backbone, "n_variates": options.variates}
+    if key not in results:
+        rows = [row for row in results.rows if row["run"] == "variates"]
+        results.add(key, {"exponent": growth_exponent(rows)})
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class RoutingRecord:
         """Return the load-balancing loss, a scalar; the mean of :meth:`load_balancing_losses`."""
         return torch.stack([losses.mean() for losses in self._losses()]).mean()
 
-    def load_balancing_losses(self) -> Tensor:
+    def load_balancing_losses(self, weights: Tensor | None = None) -> Tensor:
         """Return the load-balancing loss of each sample, shape (samples of all batches,).
 
         In the form of the Switch Transformer: m times the sum over the modules of the share of
@@ -98,12 +98,17 @@ class RoutingRecord:
         probability for the sample, averaged over the layers. 1 where routing is uniform; it may
         fall below.
 
+        Parameters
+        ----------
+        weights : Tensor, optional
+            What each sample counts among the activations, of the same shape.
+
         Raises
         ------
         ValueError
             If nothing was recorded.
         """
-        return torch.stack(self._losses()).mean(0)
+        return torch.stack(self._losses(weights)).mean(0)
 
     def active(self, adapter: str | None = None) -> dict[str, Tensor]:
         """Return which modules were on, by layer, shape (samples of all batches, m).
@@ -134,7 +139,7 @@ class RoutingRecord:
             for decision in self.decisions
         ]
 
-    def _losses(self) -> list[Tensor]:
+    def _losses(self, weights: Tensor | None = None) -> list[Tensor]:
         adapters = dict.fromkeys(decision.adapter for decision in self.decisions)
         layers = [made for name in adapters for made in self._by_layer(name).values()]
         if not layers:
@@ -143,7 +148,11 @@ class RoutingRecord:
         for decisions in layers:
             probabilities = torch.cat([decision.probabilities for decision in decisions])
             active = torch.cat([decision.active for decision in decisions]).to(probabilities.dtype)
-            shares = active.mean(0) / active[0].sum()
+            if weights is None:
+                shares = active.mean(0) / active[0].sum()
+            else:
+                counted = active * weights.unsqueeze(-1)
+                shares = counted.sum(0) / counted.sum().clamp_min(1e-30)
             losses.append(active.shape[1] * (probabilities * shares).sum(1))
         return losses
 

@@ -29,13 +29,13 @@ class NetworkOutput(PLModuleOutput):
 
     Attributes
     ----------
-    losses : dict of str to Tensor
-        Auxiliary losses by name.
+    losses : dict of str to Tensor or callable
+        Auxiliary losses by name, see :class:`~tsllm_estimators.networks.base.Forecast`.
     has_context : Tensor
         Whether anything was observed in the context of a variate, shape (b, 1, c).
     """
 
-    losses: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)
     has_context: Tensor = field(default_factory=lambda: torch.ones(()))
 
 
@@ -132,6 +132,7 @@ class NetworkModule(PLForecastingModule):
             shares = shares * sample_weight
         of_window = shares.flatten(1).mean(1)
         for name, values in output.losses.items():
+            values = values(of_window) if callable(values) else values
             value = (values * of_window).mean()
             self.log(f"train_{name}", value, batch_size=batch_size)
             loss = loss + scale * weights[name] * value

@@ -4,6 +4,7 @@ Axes in this package: b batch, t time, h horizon, c variate, p parameter, s toke
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -87,13 +88,15 @@ class Forecast:
     ----------
     parameters : Tensor
         Shape (b, H, c, p), in the units of the data, see :class:`Shapes`.
-    losses : dict of str to Tensor
+    losses : dict of str to Tensor or callable
         Auxiliary losses of each window by name, shape (b,), in training only: free of the data's
-        units, not yet weighted.
+        units, not yet weighted. Where the windows of a batch meet in a loss, a function that
+        returns it for the share (b,) that each window has in the training: what has none is not
+        to be learned from.
     """
 
     parameters: Tensor
-    losses: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor | Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

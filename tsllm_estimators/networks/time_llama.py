@@ -255,7 +255,7 @@ class TimeLlama(Network):
         parameters = restore_parameters(self.head(variates), statistics, self.shapes.parameters)
         forecast = Forecast(parameters)
         if self.training and routing.decisions and self.config.load_balancing_weight:
-            forecast.losses["load_balancing"] = routing.load_balancing_losses()
+            forecast.losses["load_balancing"] = routing.load_balancing_losses
         return forecast
 
     def embed(self, batch: Batch, window: Tensor) -> Tensor:
