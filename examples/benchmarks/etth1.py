@@ -52,7 +52,7 @@ RUNS: dict[str, tuple[type, dict[str, Any]]] = {
     "time-llama-frozen": (TimeLlamaModel, {**TIME_LLAMA, "adapter": None}),
     "time-llama-static-lora": (TimeLlamaModel, {**TIME_LLAMA, "top_n": None}),
     "time-llama-no-alignment": (TimeLlamaModel, {**TIME_LLAMA, "alignment": "none"}),
-    # without its statistics the prompt has 18 words, with them 62 to run through every layer
+    # without statistics the prompt has 16 tokens, with them about 60 to run through every layer
     "time-llama-concat": (
         TimeLlamaModel,
         {**TIME_LLAMA, "alignment": "concat", "prompt_statistics": False},
