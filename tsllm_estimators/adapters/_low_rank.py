@@ -272,6 +272,14 @@ class LowRankModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
 
+def drawn_as_in_lora(n_parts: int, rank: int, width: int) -> Tensor:
+    """Return first-applied factors as LoRA draws its A, shape (n_parts, rank, width)."""
+    factors = torch.empty(n_parts, rank, width)
+    for factor in factors:  # PyTorch would take the fan-in of the stack for rank * width
+        nn.init.kaiming_uniform_(factor, a=5**0.5)
+    return factors
+
+
 def is_linear(module: nn.Module) -> bool:
     """Return whether an adapter of linear maps fits a module."""
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module

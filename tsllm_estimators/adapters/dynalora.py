@@ -29,6 +29,7 @@ from tsllm_estimators.adapters._low_rank import (
     LowRankConfig,
     LowRankLayer,
     LowRankModel,
+    drawn_as_in_lora,
     features,
     layers_of,
     linear_maps,
@@ -96,9 +97,7 @@ class DynaLoraLayer(LowRankLayer):
     def factors(self, config: DynaLoraConfig) -> dict[str, Tensor]:
         """Return A (n, r, k) as LoRA draws it, and B (n, m / n, r) of zeros."""
         n = len(self.parts)
-        down = torch.empty(n, config.r, self.in_features)
-        for part in down:
-            nn.init.kaiming_uniform_(part, a=5**0.5)
+        down = drawn_as_in_lora(n, config.r, self.in_features)
         return {"dynalora_A": down, "dynalora_B": torch.zeros(n, self.out_features // n, config.r)}
 
     def reduce(self, adapter_name: str, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from tsllm_estimators.adapters._low_rank import (
     LowRankConfig,
     LowRankLayer,
     LowRankModel,
+    drawn_as_in_lora,
 )
 
 
@@ -72,9 +73,7 @@ class LoraAmrLayer(LowRankLayer):
         """Return B (n, m / n, r) and D (n, r / 2, k) as drawn, and C (n, r, r / 2) of zeros."""
         n, half = len(self.parts), config.r // 2
         up = torch.randn(n, self.out_features // n, config.r) / config.r**0.5
-        down = torch.empty(n, half, self.in_features)
-        for part in down:  # PyTorch would take the fan-in of a stack for half * k
-            nn.init.kaiming_uniform_(part, a=5**0.5)
+        down = drawn_as_in_lora(n, half, self.in_features)
         return {"lora_amr_B": up, "lora_amr_C": torch.zeros(n, config.r, half), "lora_amr_D": down}
 
     def reduce(self, adapter_name: str, x: Tensor) -> Tensor:
