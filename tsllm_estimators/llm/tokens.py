@@ -1,8 +1,11 @@
 """Token ids of a text, as a language model's own tokenizer gives them."""
 
+import hashlib
+import json
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from tsllm_estimators.llm.pristine import Request, first_line, quiet_transformers, source_of
@@ -41,17 +44,51 @@ def token_ids(text: str, request: Request, n_words: int) -> list[int]:
     """
     if request.backbone in STAND_INS:
         return [zlib.crc32(word.encode()) % n_words for word in text.lower().split()]
+    return many_token_ids([text], request, n_words)[0]
+
+
+def many_token_ids(
+    texts: Sequence[str], request: Request, n_words: int, limit: int | None = None
+) -> list[list[int]]:
+    """Return the ids of the tokens of each text, as :func:`token_ids` of a language model.
+
+    A text of more than ``limit`` tokens is cut to them; special tokens at its end stay.
+    """
+    cut = {"truncation": limit is not None, "max_length": limit}
     with _lock:  # a tokenizer changes its own settings at each call
-        # verbose=False: a text longer than the model's limit is fine, it does not run through it
-        ids = _tokenizer(request).encode(text, truncation=False, padding=False, verbose=False)
-    if ids and max(ids) >= n_words:
+        tokenizer = _tokenizer(request)
+        # One by one: a tokenizer's own threads would make every later fork print a warning.
+        # verbose=False: whether a text longer than the model's limit is fine, the caller knows
+        ids = [tokenizer.encode(text, padding=False, verbose=False, **cut) for text in texts]
+    largest = max((max(row) for row in ids if row), default=0)
+    if largest >= n_words:
         raise ValueError(
             f"backbone {request.backbone!r}: its tokenizer must give ids below {n_words}, the "
-            f"number of its word embeddings, found {max(ids)}. It belongs to another model: save "
+            f"number of its word embeddings, found {largest}. It belongs to another model: save "
             "the model's own one beside its weights with `AutoTokenizer.from_pretrained(ID)"
             ".save_pretrained(DIRECTORY)`."
         )
     return ids
+
+
+def tokenizer_fingerprint(request: Request) -> str:
+    """Return a hash of what a language model's tokenizer does to a text.
+
+    Raises
+    ------
+    OSError
+        If the model's tokenizer cannot be had.
+    """
+    with _lock:
+        tokenizer = _tokenizer(request)
+        # its settings for cutting and padding are part of its content until a first call
+        tokenizer.encode("", truncation=False, padding=False)
+        if hasattr(tokenizer, "backend_tokenizer"):
+            content = tokenizer.backend_tokenizer.to_str()
+        else:  # one without a part in Rust
+            words = [tokenizer.get_vocab(), tokenizer.special_tokens_map]
+            content = json.dumps([type(tokenizer).__name__, *words], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _tokenizer(request: Request) -> Any:
@@ -86,10 +123,10 @@ def _load(request: Request) -> Any:
             raise ValueError("The tokenizer has no vocabulary.")
     except Exception as error:  # what goes wrong in tokenizers is a bare Exception
         raise OSError(
-            f"backbone {request.backbone!r}: a prompt needs its tokenizer, expected tokenizer.json "
+            f"backbone {request.backbone!r}: a text needs its tokenizer, expected tokenizer.json "
             "(or the other files of a tokenizer) beside config.json, found none that works "
             f"({first_line(error)}). Save it there with `AutoTokenizer.from_pretrained(ID)"
-            ".save_pretrained(DIRECTORY)`, or choose a setting without a prompt, such as "
+            ".save_pretrained(DIRECTORY)`, or choose a setting without texts and prompts, such as "
             "alignment='none'."
         ) from error
     return tokenizer
