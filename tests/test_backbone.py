@@ -123,7 +123,7 @@ def test_direction_that_cannot_be_turned_is_an_error(monkeypatch):
     with pytest.raises(ValueError, match="the stand-in 'attention' is bidirectional"):
         load_backbone("attention", causal=True)
     clear_backbone_cache()
-    monkeypatch.setattr(pristine, "_is_causal", lambda model: False)
+    monkeypatch.setattr(pristine, "is_causal", lambda model: False)
     with pytest.raises(ValueError, match="causal=True: the attention of 'tiny' is bidirectional"):
         load_backbone("tiny", causal=True)
 

@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         self.is_stand_in = self.name in STAND_INS
         self.word_embeddings: Tensor | None = source.word_embeddings
         self.model = _share(source.model)
-        self._positions = _position_names(self.model)
+        self._positions = position_names(self.model)
         # the likes of RoBERTa count positions from after the padding's
         padding = [module.padding_idx for module in self._position_embeddings()]
         self._first_position = padding[0] + 1 if padding and padding[0] is not None else 0
@@ -340,7 +340,7 @@ def _share(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _position_names(model: Any) -> list[str]:
+def position_names(model: Any) -> list[str]:
     """Return the names of the learned position embeddings of a model."""
     limit = getattr(model.config, "max_position_embeddings", None)
     return [

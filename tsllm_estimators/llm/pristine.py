@@ -153,7 +153,7 @@ def _load(request: Request) -> Pristine:
         width=config.hidden_size,
         n_heads=config.num_attention_heads,
         n_levels=config.num_hidden_layers + 1,
-        fingerprint=_fingerprint(model),
+        fingerprint=fingerprint_of(model),
     )
 
 
@@ -237,16 +237,16 @@ def _set_causal(model: Any, request: Request) -> None:
     for module in model.modules():
         if hasattr(module, "is_causal"):
             module.is_causal = request.causal
-    if _is_causal(model) != request.causal:
+    if is_causal(model) != request.causal:
         raise ValueError(
             f"causal={request.causal}: the attention of {request.backbone!r} is "
-            f"{'causal' if _is_causal(model) else 'bidirectional'} and cannot be turned; "
+            f"{'causal' if is_causal(model) else 'bidirectional'} and cannot be turned; "
             "leave causal=None."
         )
 
 
 @torch.no_grad()
-def _is_causal(model: Any) -> bool:
+def is_causal(model: Any) -> bool:
     """Tell whether a later token leaves an earlier one untouched."""
     tokens = torch.linspace(-1, 1, 2 * model.config.hidden_size, dtype=model.dtype)
     tokens = tokens.reshape(1, 2, -1)
@@ -256,7 +256,7 @@ def _is_causal(model: Any) -> bool:
     return torch.equal(first, second)
 
 
-def _fingerprint(model: nn.Module) -> str:
+def fingerprint_of(model: nn.Module) -> str:
     """Return a hash of the names, shapes and a sample of the values of all weights."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

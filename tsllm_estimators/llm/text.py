@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_choice, check_integer
 from tsllm_estimators.llm import text_cache
-from tsllm_estimators.llm.backbone import _position_names
+from tsllm_estimators.llm.backbone import position_names
 from tsllm_estimators.llm.pristine import (
     Pristine,
     Request,
-    _fingerprint,
-    _is_causal,
+    fingerprint_of,
+    is_causal,
     pristine,
     source_of,
 )
@@ -237,13 +237,13 @@ def _traits(request: Request) -> _Traits:
 def _examine(request: Request) -> _Traits:
     source = pristine(request)
     model: Any = source.model
-    causal = _is_causal(model)
+    causal = is_causal(model)
     without = {"_name_or_path", "transformers_version", "is_causal"}  # no matter, or said below
     settings = {k: v for k, v in model.config.to_dict().items() if k not in without}
     content = [
         _VERSION,
         source.fingerprint,
-        _fingerprint(nn.Embedding.from_pretrained(source.word_embeddings)),
+        fingerprint_of(nn.Embedding.from_pretrained(source.word_embeddings)),
         tokenizer_fingerprint(request),
         settings,
         causal,
@@ -259,7 +259,7 @@ def _position_limit(model: Any) -> int | None:
     if limit is None:
         return None
     # the likes of RoBERTa count positions from after the padding's
-    padding = [model.get_submodule(name).padding_idx for name in _position_names(model)]
+    padding = [model.get_submodule(name).padding_idx for name in position_names(model)]
     return limit - max((place + 1 for place in padding if place is not None), default=0)
 
 
