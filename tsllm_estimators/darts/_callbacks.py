@@ -56,11 +56,13 @@ class MovingAverage(EngineCallback):
         if not self._average:
             self._average = _copy(pl_module)
         decay = min(self.decay, (1 + self._n_steps) / (10 + self._n_steps))
-        for name, parameter in _trainable(pl_module).items():
-            # what a callback has unfrozen since joins here
-            average = self._average.get(name, parameter.detach().clone()).to(parameter.device)
-            self._average[name] = average
-            average.lerp_(parameter.detach(), 1 - decay)
+        weights = {name: parameter.detach() for name, parameter in _trainable(pl_module).items()}
+        for name, weight in weights.items():
+            if name not in self._average:  # what a callback has unfrozen since joins here
+                self._average[name] = weight.clone()
+            self._average[name] = self._average[name].to(weight.device)
+        averages = [self._average[name] for name in weights]
+        torch._foreach_lerp_(averages, list(weights.values()), 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Validate the average."""
