@@ -63,6 +63,7 @@ def write(model: Any, directory: str | os.PathLike, extra: dict[str, Any]) -> No
         "precision": precision,
         "series_dtype": model.train_sample.past_target.dtype.name,
         "sample_shapes": module.train_sample_shape,
+        "text_columns": model.text_columns,
         "backbones": backbones,
         "training": model.training_summary,
         "versions": {name: version(name) for name in ("tsllm-estimators", *_LIBRARIES)},

@@ -28,6 +28,7 @@ from tsllm_estimators.darts._compat import (
 )
 from tsllm_estimators.darts._likelihoods import parameter_kinds
 from tsllm_estimators.darts._module import NetworkModule
+from tsllm_estimators.darts._reading import ReadsTexts
 from tsllm_estimators.darts._runtime import exclusive, exclusively, unchanged_by_errors
 from tsllm_estimators.darts._windows import measured_windows
 from tsllm_estimators.llm.fine_tuning import plain_adapter
@@ -35,7 +36,7 @@ from tsllm_estimators.networks import network_class
 from tsllm_estimators.networks.base import Shapes
 
 
-class NetworkModel(MixedCovariatesTorchModel):
+class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
     """Base of the darts models of this package.
 
     Parameters
@@ -109,27 +110,34 @@ class NetworkModel(MixedCovariatesTorchModel):
 
     def _create_model(self, train_sample: TorchTrainingSample) -> NetworkModule:
         kinds, location = parameter_kinds(self.likelihood, self._settings["normalization"])
-        n_components = train_sample.component_dims()
         static = train_sample.static_covariates
+        (texts, n_texts), n_numbers = self._carried(), self._numbers(train_sample)
         shapes = Shapes(
             context_length=self.model_params["input_chunk_length"],
             horizon=self.model_params["output_chunk_length"],
-            n_variates=n_components["past_target"],
+            n_variates=train_sample.component_dims()["past_target"],
             parameters=kinds,
             location=location,
-            n_past_covariates=n_components["past_covariates"] or 0,
-            n_future_covariates=n_components["future_covariates"] or 0,
+            n_past_covariates=n_numbers["past"],
+            n_future_covariates=n_numbers["future"],
             n_static_covariates=0 if static is None else static.size,
+            n_past_texts=n_texts["past"],
+            n_future_texts=n_texts["future"],
         )
         uses_task_loss = self.likelihood is None and self.model_params.get("loss_fn") is None
-        return NetworkModule(
+        module = NetworkModule(
             method=self.method,
             settings=self._settings,
             shapes=dataclasses.asdict(shapes),
             task_loss=self._settings["task_loss"] if uses_task_loss else None,
             lr_schedule=self._options.lr_schedule,
+            texts=texts,
             **self.pl_module_params,
         )
+        if self._vocabulary is not None:
+            texts_of_network: Any = module.network.texts
+            texts_of_network.vocabulary, self._vocabulary = self._vocabulary, None
+        return module
 
     def _setup_for_fit_from_dataset(
         self, series: Any, past_covariates: Any = None, future_covariates: Any = None, **kwargs: Any
@@ -171,7 +179,10 @@ class NetworkModel(MixedCovariatesTorchModel):
             config = _artefact.read_config(options.checkpoint, self.method)
             _artefact.load_state(module, options.checkpoint, config)
         elif is_new:
-            windows = measured_windows(train_dataset)
+            windows = measured_windows(train_dataset, module.as_batch)
+            trainer = parameters["trainer"]
+            shown = trainer.progress_bar_callback is not None
+            module.network.encode_texts(shown, trainer.strategy.root_device)
             module.network.measure(windows)
             warn_of_sizes(windows.past_target.numpy(), module.network.unit.item())
         if options.fit_strategy in module.network.parts:
@@ -301,11 +312,14 @@ class NetworkModel(MixedCovariatesTorchModel):
             If it holds another method, or weights that do not fit the arguments.
         """
         config = _artefact.read_config(directory, cls.method)
-        model = cls(**{**_artefact.arguments_of(config), **arguments})
+        saved = _artefact.arguments_of(config)
+        model = cls(**{**saved, **arguments})
         precision = (arguments.get("pl_trainer_kwargs") or {}).get("precision")
         dtype = _artefact.torch_dtype(config, precision)
+        model.text_columns = config.get("text_columns")
         model.train_sample = train_sample_from_shapes(
-            config["sample_shapes"], _artefact.series_dtype(config, dtype)
+            model._sample_shapes(config["sample_shapes"], saved),
+            _artefact.series_dtype(config, dtype),
         )
         model.trainer_params["precision"] = precision or config["precision"]
         model.output_dim = model.train_sample.past_target.shape[1]
@@ -345,9 +359,8 @@ class NetworkModel(MixedCovariatesTorchModel):
         self._check_dtype(series)
         check_finite("past_covariates", past_covariates)
         check_finite("future_covariates", future_covariates)
-        return super()._build_train_dataset(
-            series, past_covariates, future_covariates, *args, **kwargs
-        )
+        covariates = self._with_digits(series, past_covariates, future_covariates, 0)
+        return super()._build_train_dataset(series, *covariates, *args, **kwargs)
 
     def _build_inference_dataset(
         self,
@@ -362,9 +375,9 @@ class NetworkModel(MixedCovariatesTorchModel):
         self._check_dtype(series)
         check_finite("past_covariates", past_covariates)
         check_finite("future_covariates", future_covariates)
-        return super()._build_inference_dataset(
-            n, series, past_covariates, future_covariates, *args, **kwargs
-        )
+        n_ahead = n + self.output_chunk_length + self.output_chunk_shift
+        covariates = self._with_digits(series, past_covariates, future_covariates, n_ahead)
+        return super()._build_inference_dataset(n, series, *covariates, *args, **kwargs)
 
     @property
     def _ckpt_skipped_params(self) -> list[str]:

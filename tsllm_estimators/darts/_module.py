@@ -1,6 +1,7 @@
 """The one Lightning shell: any network of this package as a darts module."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,6 +17,7 @@ from tsllm_estimators.darts._compat import (
     TorchInferenceBatch,
 )
 from tsllm_estimators.darts._likelihoods import QuantileRegression
+from tsllm_estimators.darts._texts import split_digits, without_texts
 from tsllm_estimators.networks import network_class
 from tsllm_estimators.networks.base import Batch, Shapes
 from tsllm_estimators.networks.blocks import DISTANCE_DEGREES, DISTANCES
@@ -55,6 +57,8 @@ class NetworkModule(PLForecastingModule):
         ``loss_fn``.
     lr_schedule : {"cosine", "constant"}
         Schedule of the learning rate where no ``lr_scheduler_cls`` is given.
+    texts : list of {"stamps", "static"}
+        Codes of texts that the future covariates carry before those of the user's columns.
     backbone : str, optional
         Where the language model lies now, if its directory has moved since the model was saved:
         darts' ``load`` passes it on.
@@ -69,6 +73,7 @@ class NetworkModule(PLForecastingModule):
         shapes: dict[str, Any],
         task_loss: str | None,
         lr_schedule: str,
+        texts: Sequence[str] = (),
         backbone: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -78,6 +83,7 @@ class NetworkModule(PLForecastingModule):
         self.network = network(network.Config(**settings), Shapes(**shapes))
         self._task_loss = task_loss
         self._lr_schedule = lr_schedule
+        self._texts = tuple(texts)
         self.pred_num_samples: int | None
         self._n_windows = 0
         self._is_first_chunk = False
@@ -91,7 +97,9 @@ class NetworkModule(PLForecastingModule):
     def forward(self, x_in: PLModuleInput) -> NetworkOutput:
         """Forecast a batch of darts."""
         forecast = self.network(self._batch(x_in))
-        has_context = x_in.past_target.isnan().all(1, keepdim=True).logical_not()
+        # counted in floats: to ask whether all of an axis holds is five times slower
+        observed = x_in.past_target.isnan().logical_not().to(x_in.past_target.dtype)
+        has_context = observed.sum(1, keepdim=True) > 0
         return NetworkOutput(
             prediction=forecast.parameters, losses=forecast.losses, has_context=has_context
         )
@@ -100,11 +108,26 @@ class NetworkModule(PLForecastingModule):
         future, static = x_in.future_covariates, x_in.static_covariates
         if future is not None:
             future = torch.cat([x_in.historic_future_covariates, future], 1)
+        return self.as_batch(x_in.past_target, x_in.past_covariates, future, static)
+
+    def as_batch(
+        self, target: Tensor, past: Tensor | None, future: Tensor | None, static: Tensor | None
+    ) -> Batch:
+        """Return the input of the network: texts, which darts carries as digits, are codes."""
+        shapes, n_own = self.network.shapes, len(self._texts)
+        past, past_texts = split_digits(past, shapes.n_past_texts)
+        future, codes = split_digits(future, n_own + shapes.n_future_texts)
+        own = {} if codes is None else dict(zip(self._texts, codes.unbind(-1), strict=False))
+        described = own.get("static")
         return Batch(
-            past_target=x_in.past_target,
-            past_covariates=x_in.past_covariates,
+            past_target=target,
+            past_covariates=past,
             future_covariates=future,
             static_covariates=None if static is None else static.flatten(1),
+            stamps=own.get("stamps"),
+            static_texts=None if described is None else described[:, shapes.context_length - 1],
+            past_texts=past_texts,
+            future_texts=None if codes is None else codes[..., n_own:],
         )
 
     # losses ---------------------------------------------------------------------------------
@@ -208,7 +231,10 @@ class NetworkModule(PLForecastingModule):
 
     def _get_batch_prediction(self, n: int, input_batch: Any, roll_size: int) -> Tensor:
         self._is_first_chunk = True
-        return super()._get_batch_prediction(n, input_batch, roll_size)
+        # texts of the past are not known after the start of a forecast, even where darts asks
+        ahead = without_texts(input_batch.future_past_covariates, self.network.shapes.n_past_texts)
+        batch = input_batch.replace(future_past_covariates=ahead)
+        return super()._get_batch_prediction(n, batch, roll_size)
 
     def _produce_predict_output(self, x: PLModuleInput) -> PLModuleOutput:
         """Sample from the network's output.

@@ -1,6 +1,7 @@
 """Training windows that stand for all of them."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,15 @@ def _weighed(sample: TorchTrainingSample) -> TorchTrainingSample:
     )
 
 
-def measured_windows(dataset: Any) -> Batch:
-    """Return training windows, evenly spread over the dataset, their horizon included."""
-    step = max(1, len(dataset) // _MEASURED_WINDOWS)
+def measured_windows(
+    dataset: Any, as_batch: Callable[..., Batch], n_windows: int = _MEASURED_WINDOWS
+) -> Batch:
+    """Return training windows, evenly spread over the dataset, their horizon included.
+
+    ``as_batch`` makes a batch of the target and of the covariates of each kind; there are less
+    than twice ``n_windows``.
+    """
+    step = max(1, len(dataset) // n_windows)
     samples = [_weighed(dataset[index]) for index in range(0, len(dataset), step)]
 
     def stacked(*names: str) -> torch.Tensor | None:
@@ -35,11 +42,9 @@ def measured_windows(dataset: Any) -> Batch:
         windows = [np.concatenate([getattr(s, name) for name in names]) for s in samples]
         return torch.from_numpy(np.stack(windows).astype(np.float64))
 
-    target, static = stacked("past_target", "future_target"), stacked("static_covariates")
-    assert target is not None
-    return Batch(
-        past_target=target,
-        past_covariates=stacked("past_covariates"),
-        future_covariates=stacked("historic_future_covariates", "future_covariates"),
-        static_covariates=None if static is None else static.flatten(1),
+    return as_batch(
+        stacked("past_target", "future_target"),
+        stacked("past_covariates"),
+        stacked("historic_future_covariates", "future_covariates"),
+        stacked("static_covariates"),
     )

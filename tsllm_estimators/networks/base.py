@@ -35,6 +35,8 @@ class Shapes:
         Index of the parameter that stands for the point forecast.
     n_past_covariates, n_future_covariates, n_static_covariates : int
         Components of each kind of covariates.
+    n_past_texts, n_future_texts : int
+        Columns of text that is known of the context only, and of the horizon too.
     """
 
     context_length: int
@@ -45,6 +47,8 @@ class Shapes:
     n_past_covariates: int = 0
     n_future_covariates: int = 0
     n_static_covariates: int = 0
+    n_past_texts: int = 0
+    n_future_texts: int = 0
 
     def __post_init__(self) -> None:
         check_integer("context_length", self.context_length, 1)
@@ -53,9 +57,9 @@ class Shapes:
         for kind in self.parameters:
             check_choice("parameters", kind, ("location", "scale", "free"))
         check_choice("location", self.location, range(len(self.parameters)))
-        for kind in ("past", "future", "static"):
-            name = f"n_{kind}_covariates"
-            check_integer(name, getattr(self, name), 0)
+        for name, value in dataclasses.asdict(self).items():
+            if name.endswith(("_covariates", "_texts")):
+                check_integer(name, value, 0)
 
 
 @dataclass
@@ -72,12 +76,24 @@ class Batch:
         What is known of the context and the horizon, shape (b, L + H, n_future_covariates).
     static_covariates : Tensor, optional
         What is known of the series, shape (b, n_static_covariates).
+    stamps : Tensor, optional
+        Codes of the calendar's stamps of the context and the horizon, shape (b, L + H), integers;
+        0 where there is no calendar. Codes are those of the network's vocabulary.
+    static_texts : Tensor, optional
+        Codes of the descriptions of the series, shape (b,), integers.
+    past_texts, future_texts : Tensor, optional
+        Codes of further texts, shapes (b, L, n_past_texts) and (b, L + H, n_future_texts),
+        integers; 0 stands for no text.
     """
 
     past_target: Tensor
     past_covariates: Tensor | None = None
     future_covariates: Tensor | None = None
     static_covariates: Tensor | None = None
+    stamps: Tensor | None = None
+    static_texts: Tensor | None = None
+    past_texts: Tensor | None = None
+    future_texts: Tensor | None = None
 
 
 @dataclass
@@ -138,16 +154,23 @@ class NetworkConfig:
     causal: bool | None = None
     normalization: str | None = "window"
 
+    normalizations: ClassVar[tuple[str | None, ...]] = ("window", None)
+
     def __post_init__(self) -> None:
         check_integer("backbone_layers", self.backbone_layers, 1, optional=True)
         check_choice("backbone_weights", self.backbone_weights, ("pretrained", "random"))
         if self.causal is not None:
             check_bool("causal", self.causal)
-        check_choice("normalization", self.normalization, ("window", None))
+        check_choice("normalization", self.normalization, self.normalizations)
         if self.backbone_kwargs is not None and not isinstance(self.backbone_kwargs, dict):
             raise TypeError(
                 f"backbone_kwargs must be a dict or None, found {self.backbone_kwargs!r}."
             )
+
+    @property
+    def texts_read(self) -> frozenset[str]:
+        """What is read of ``"stamps"``, ``"static"`` texts and the user's ``"columns"``."""
+        return frozenset()
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -169,6 +192,7 @@ class Network(nn.Module):
     Config: ClassVar[type[NetworkConfig]]
     learning_rate: ClassVar[float] = 1e-3
     layers: ClassVar[int | None] = None  # of the language model, unless backbone_layers says
+    reads_text: ClassVar[bool] = False
     covariates_used: ClassVar[frozenset[str]] = frozenset({"past", "future", "static"})
     # What may train alone, as prefixes of names: the forecast head, and with it what is trainable
     # in the language model.
@@ -212,6 +236,9 @@ class Network(nn.Module):
         deviation = centred.square().nanmean(0).nanmean().sqrt()
         if deviation > 0:  # neither constant nor wholly missing
             self.unit.copy_(deviation)
+
+    def encode_texts(self, progress: bool = False, device: torch.device | None = None) -> None:
+        """Encode the texts of the training beforehand on a device, if the method reads any."""
 
     def loss_weights(self) -> dict[str, float]:
         """Return the weight of each auxiliary loss, by name."""

@@ -18,6 +18,7 @@ from tsllm_estimators.sktime._covariates import (
     choose_columns,
     joined,
     rows_at,
+    text_columns,
 )
 from tsllm_estimators.sktime._distributions import CONTINUOUS, COUNTS
 from tsllm_estimators.sktime._engine import Engine
@@ -25,14 +26,18 @@ from tsllm_estimators.sktime._index import (
     check_regular,
     default_context,
     default_horizon,
+    extended,
     frequency_of,
     last_of,
+    longest_step,
     split_instances,
+    steps_of,
 )
 from tsllm_estimators.sktime._likelihoods import DISCRETE
 from tsllm_estimators.sktime._scales import check_values, scale_of
 from tsllm_estimators.sktime._series import Series
 from tsllm_estimators.sktime._sharing import Shareable
+from tsllm_estimators.sktime._texts import series_texts
 
 _Scale = tuple[np.ndarray, np.ndarray]
 
@@ -65,6 +70,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
     # sktime would keep a second copy of the data and warn about it at every construction
     _config = {"remember_data": False}
     _y = _X = None  # which sktime sets only if it is to remember data from construction on
+    _reads_text = False  # columns of text, the calendar, descriptions
 
     def __dynamic_tags__(self) -> None:
         if self.likelihood is None:
@@ -111,7 +117,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
                 f"y: expected the columns {list(self._cur_y.columns)!r}, with which the forecaster "
                 f"was fitted, found {list(y.columns)!r}."
             )
-        check_columns(X, self._engine.covariates, ahead=not update_params)
+        self._check_columns(X, self._engine, ahead=not update_params)
         cur_y, cur_X = update_data(self._cur_y, y), joined(self._cur_X, X)
         self._check_series(cur_y)
         scales = {**self._scales_of(cur_y, self._engine), **self._scales}
@@ -126,30 +132,42 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         self._check_arguments()
         self._check_series(y)
         covariates = choose_columns(X, self.past_covariates)
-        check_columns(X, covariates, ahead=False)
+        texts = text_columns(X) if self._reads_text else frozenset()
+        check_columns(X, covariates, ahead=False, texts=texts if self._reads_text else None)
         self._seed = self._draw_seed()
-        start = self._start(y, covariates)
+        start = self._start(y, covariates, texts)
         if start is not None:
             return start
         instances = split_instances(y)
         lengths = [len(frame) for frame in instances.values()]
-        steps = None if fh is None else _longest_step(fh, instances)
+        steps = None if fh is None else longest_step(fh, instances)
         first = next(iter(instances.values()))
         horizon = self.horizon or steps or default_horizon(first.index, max(lengths))
         context_length = self.context_length or default_context(horizon, max(lengths))
         arguments = self._model_arguments(
             input_chunk_length=context_length, output_chunk_length=horizon
         )
-        return Engine.new(self._model_class(), arguments, self.likelihood, covariates, y.columns)
+        return Engine.new(
+            self._model_class(), arguments, self.likelihood, covariates, texts, y.columns
+        )
 
-    def _explainable(self, y: pd.DataFrame | None) -> tuple[Any, np.ndarray, list[Hashable]]:
-        """Return the darts model, a series in its units (t, c) and the columns, for ``explain``."""
-        key, frame = next(iter(split_instances(self._cur_y).items()))
-        frame = frame if y is None else pd.DataFrame(y)
-        mean, deviation = self._scales[key]
-        return self._engine.model, (frame.to_numpy(np.float64) - mean) / deviation, [*frame]
+    def _check_columns(self, X: pd.DataFrame | None, engine: Engine, ahead: bool) -> None:
+        check_columns(X, engine.covariates, ahead, engine.texts if self._reads_text else None)
 
-    def _start(self, y: pd.DataFrame, covariates: Columns) -> Engine | None:
+    def _explainable(self, y: Any, X: Any) -> tuple[dict[str, list], list[Hashable]]:
+        """Return one instance as arguments of the darts model, and its columns, for ``explain``."""
+        X = self._cur_X if y is None and X is None else X
+        y, key = self._cur_y if y is None else pd.DataFrame(y), next(iter(self._scales))
+        if key is not None and not isinstance(y.index, pd.MultiIndex):  # is the first instance
+            y, X = pd.concat({key: y}), None if X is None else pd.concat({key: X})
+        self._check_columns(X, self._engine, ahead=False)
+        scales = {**self._scales_of(y, self._engine), **self._scales}
+        series = next(iter(self._series(self._engine, y, X, scales).values()))
+        return self._engine._data([series]), [*y]
+
+    def _start(
+        self, y: pd.DataFrame, covariates: Columns, texts: frozenset[Hashable]
+    ) -> Engine | None:
         """Return a copy of the pretrained engine or of the checkpoint, if there is one."""
         if hasattr(self, "pretrained_model_"):
             start = copy.deepcopy(self.pretrained_model_)
@@ -161,6 +179,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         for name, expected, found in [
             ("y: number of columns", start.n_variates, y.shape[1]),
             ("X: past and future columns", start.covariates, covariates),
+            ("X: columns of text", start.texts, texts),
             ("likelihood", start.likelihood, self.likelihood),
             ("context_length", start.context_length, self.context_length or start.context_length),
             ("horizon", start.horizon, self.horizon or start.horizon),
@@ -256,10 +275,10 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         instances = split_instances(self._cur_y)
         freq = frequency_of(instances)
         for key, frame in instances.items():
-            steps[key], indices[key] = _steps(fh, last_of(frame.index, freq))
+            steps[key], indices[key] = steps_of(fh, last_of(frame.index, freq))
         ahead = max(int(max(own)) for own in steps.values())
         if ahead > 0 or X is not None:
-            check_columns(X, self._engine.covariates, ahead=True)
+            self._check_columns(X, self._engine, ahead=True)
         engine, rows = self._engine, joined(self._cur_X, X)
         series = self._series(engine, self._cur_y, rows, self._scales, max(ahead, 0))
         future: dict[Hashable, np.ndarray] = {}
@@ -320,21 +339,21 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         for key, frame in instances.items():
             mean, deviation = scales[key]
             target = (frame.to_numpy(np.float64) - mean) / deviation
-            if not past and not future:
-                series[key] = Series(target)
-                continue
-            if key not in rows:
+            if key not in rows and (past or future):
                 raise ValueError(f"X: expected rows for the instance {key!r} of y, found none.")
-            index = frame.index
-            if ahead > 0:
-                fh = ForecastingHorizon(range(1, ahead + 1))
-                index = index.append(fh.to_absolute_index(last_of(index, freq)))
-            known = frame.index
+            own, known = rows.get(key, X), frame.index
+            index, needed = known, extended(known, ahead, freq)
+            if future or self._reads_text:  # all that is known up to the end of the last horizon
+                n_ahead = -(-max(ahead, 1) // engine.horizon) * engine.horizon
+                index = extended(known, n_ahead, freq)
             series[key] = Series(
                 target,
-                rows_at(rows[key], known, past, needed=known),
-                rows_at(rows[key], index, future, needed=index),
+                rows_at(own, known, past, needed=known),
+                rows_at(own, index, future, needed=needed),
             )
+            if self._reads_text:
+                told = series_texts(self, key, index, freq)
+                series[key] = series[key].told(told)
         return series
 
     def _check_series(self, y: pd.DataFrame) -> None:
@@ -374,15 +393,3 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
             return n_points
         kept = max(horizon, math.ceil(self.validation_split * n_points))
         return max(1, n_points - kept)
-
-
-def _steps(fh: ForecastingHorizon, cutoff: pd.Index) -> tuple[np.ndarray, pd.Index]:
-    """Return the steps of ``fh`` from the end of an instance, and the index they stand at."""
-    steps = np.asarray(fh.to_relative(cutoff).to_pandas(), dtype=int)
-    return steps, fh.to_absolute_index(cutoff)
-
-
-def _longest_step(fh: ForecastingHorizon, instances: Mapping[Hashable, pd.DataFrame]) -> int | None:
-    freq = frequency_of(instances)
-    longest = max(int(_steps(fh, last_of(f.index, freq))[0].max()) for f in instances.values())
-    return longest if longest > 0 else None

@@ -30,15 +30,22 @@ class Engine:
         A darts model of this package, fitted or not.
     covariates : pair of tuples of str
         Names of the past and of the future covariates that it takes.
+    texts : set of str
+        Those of the covariates that are texts.
     columns : sequence of str
         Names of the columns that it was trained on, for the model card.
     """
 
     def __init__(
-        self, model: Any, covariates: tuple[tuple, tuple] = ((), ()), columns: Iterable = ()
+        self,
+        model: Any,
+        covariates: tuple[tuple, tuple] = ((), ()),
+        texts: Iterable = (),
+        columns: Iterable = (),
     ) -> None:
         self.model = model
         self.covariates = covariates
+        self.texts = frozenset(texts)
         self.columns = [str(name) for name in columns]
 
     @classmethod
@@ -48,11 +55,12 @@ class Engine:
         arguments: Mapping[str, Any],
         likelihood: str | None,
         covariates: tuple[tuple, tuple],
+        texts: Iterable,
         columns: Iterable,
     ) -> Self:
         """Return an engine without weights; ``arguments`` are those of the darts model."""
         model = model_class(likelihood=_darts_likelihood(likelihood), **arguments)
-        return cls(model, covariates, columns)
+        return cls(model, covariates, texts, columns)
 
     @classmethod
     def from_pretrained(cls, model_class: Any, directory: Any, **arguments: Any) -> Self:
@@ -60,7 +68,8 @@ class Engine:
         config = read_forecaster(model_class, directory)
         past, future = config.get("covariates", ((), ()))
         model = model_class.from_pretrained(directory, **arguments)
-        return cls(model, (tuple(past), tuple(future)), config.get("columns", ()))
+        names = config.get("texts", ()), config.get("columns", ())
+        return cls(model, (tuple(past), tuple(future)), *names)
 
     def save_pretrained(self, directory: Any, forecaster: Mapping[str, Any]) -> None:
         """Write the weights and the forecaster's arguments to a directory."""
@@ -75,6 +84,7 @@ class Engine:
         self.model.save_pretrained(
             directory,
             covariates=self.covariates,
+            texts=[name for names in self.covariates for name in names if name in self.texts],
             columns=self.columns,
             forecaster={name: value for name, value in forecaster.items() if is_plain(value)},
         )
@@ -115,9 +125,9 @@ class Engine:
         if strategy == "zero-shot":
             return
         self.model.model_params["fit_strategy"] = strategy
-        data = _covariates(series)
+        data = self._data(series)
         if validation is not None:
-            data |= {f"val_{name}": value for name, value in _covariates(validation).items()}
+            data |= {f"val_{name}": value for name, value in self._data(validation).items()}
         self.model.fit(epochs=epochs, **data)
 
     def locations(self, series: Sequence[Series], n: int) -> np.ndarray:
@@ -166,8 +176,32 @@ class Engine:
     def _predict(self, series: Sequence[Series], n: int, **kwargs: Any) -> np.ndarray:
         """Return what darts predicts, shape (b, n, component, sample), float64."""
         contexts = [one.context(self.context_length, n, self.horizon) for one in series]
-        forecasts = self.model.predict(n, **_covariates(contexts), **kwargs)
+        forecasts = self.model.predict(n, **self._data(contexts), **kwargs)
         return np.stack([forecast.all_values(copy=False) for forecast in forecasts]).astype(float)
+
+    def _data(self, series: Sequence[Series]) -> dict[str, Any]:
+        """Return darts' series of the targets and of the covariates, as arguments."""
+        past, future = (self._names(names) for names in self.covariates)
+        named = {
+            "series": ([one.target for one in series], None),
+            "past_covariates": ([one.past for one in series if one.past is not None], past),
+            "future_covariates": ([one.future for one in series if one.future is not None], future),
+        }
+        return {
+            name: [_darts_series(values, names) for values in arrays]
+            for name, (arrays, names) in named.items()
+            if arrays
+        }
+
+    def _names(self, columns: Iterable) -> list[str]:
+        """Return what darts is to call covariates; what a series itself tells comes after them."""
+        from tsllm_estimators.darts._texts import CALENDAR, DESCRIPTION, PREFIX
+
+        own = [
+            f"{PREFIX}{name}" if name in self.texts else f"column {number}"
+            for number, name in enumerate(columns)
+        ]
+        return [*own, CALENDAR, DESCRIPTION]
 
     def __getstate__(self) -> dict[str, Any]:
         # darts drops the network when it is pickled, so its own files travel instead
@@ -203,34 +237,33 @@ def read_forecaster(model_class: Any, directory: Any) -> dict[str, Any]:
     equals if the darts face saved it.
     """
     from tsllm_estimators.darts._artefact import arguments_of, read_config
+    from tsllm_estimators.darts._texts import PREFIX
 
     config = read_config(directory, model_class.method)
     if "forecaster" not in config:
         arguments = arguments_of(config)
         words = {"context_length": "input_chunk_length", "horizon": "output_chunk_length"}
+        named = config.get("text_columns") or {"past": [], "future": []}
+        past, future = (
+            [name.removeprefix(PREFIX) for name in named[kind]] for kind in ("past", "future")
+        )
+        config |= {"covariates": (past, future), "texts": [*past, *future]}
         config["forecaster"] = {
             **arguments,
             **{own: arguments[name] for own, name in words.items()},
             "likelihood": name_of(arguments.get("likelihood")),
+            "past_covariates": past or None,
             "scaling": None,  # darts forecasts in the units that it is given
         }
     return config
 
 
-def _covariates(series: Sequence[Series]) -> dict[str, Any]:
-    """Return darts' series of the targets and of the covariates, as arguments."""
-    named = {
-        "series": [one.target for one in series],
-        "past_covariates": [one.past for one in series if one.past is not None],
-        "future_covariates": [one.future for one in series if one.future is not None],
-    }
-    return {name: list(map(_darts_series, arrays)) for name, arrays in named.items() if arrays}
-
-
-def _darts_series(values: np.ndarray) -> Any:
+def _darts_series(values: np.ndarray, names: list[str] | None) -> Any:
     from darts import TimeSeries
 
-    return TimeSeries.from_values(np.ascontiguousarray(values, dtype=np.float32))
+    names = None if names is None else names[: values.shape[1]]
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    return TimeSeries.from_values(values, columns=names)
 
 
 def _darts_likelihood(name: str | None) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sktime.forecasting.base import ForecastingHorizon
 
 # Steps of one season, by the unit of the frequency; the horizon when nobody asks for another.
 _SEASONS = {"Y": 4, "Q": 4, "M": 12, "W": 13, "B": 5, "D": 7, "h": 24, "min": 60, "s": 60}
@@ -93,3 +94,22 @@ def default_context(horizon: int, n_points: int) -> int:
     windows = max(min(32, n_points // 3), n_points // 4)
     longest = n_points - horizon + 1 - windows
     return max(min(4 * horizon, longest, _MAX_CONTEXT), min(horizon, 8))
+
+
+def steps_of(fh: ForecastingHorizon, cutoff: pd.Index) -> tuple[np.ndarray, pd.Index]:
+    """Return the steps of ``fh`` from the end of an instance, and the index they stand at."""
+    steps = np.asarray(fh.to_relative(cutoff).to_pandas(), dtype=int)
+    return steps, fh.to_absolute_index(cutoff)
+
+
+def extended(index: pd.Index, n: int, freq: Any) -> pd.Index:
+    """Return an index and the ``n`` steps after it."""
+    if n <= 0:
+        return index
+    return index.append(ForecastingHorizon(range(1, n + 1)).to_absolute_index(last_of(index, freq)))
+
+
+def longest_step(fh: ForecastingHorizon, instances: Mapping[Hashable, pd.DataFrame]) -> int | None:
+    freq = frequency_of(instances)
+    longest = max(int(steps_of(fh, last_of(f.index, freq))[0].max()) for f in instances.values())
+    return longest if longest > 0 else None

@@ -52,6 +52,12 @@ class Series:
             future=None if self.future is None else self.future[start:],
         )
 
+    def told(self, texts: np.ndarray) -> Self:
+        """Return the series with codes of texts (t + steps ahead, k) as future covariates."""
+        if self.future is None:
+            return replace(self, future=texts)
+        return replace(self, future=np.hstack([_extended(self.future, len(texts)), texts]))
+
     def followed_by(self, target: np.ndarray) -> Self:
         """Return the series with more points, whose past covariates nobody knows."""
         past = None if self.past is None else _extended(self.past, len(self) + len(target))

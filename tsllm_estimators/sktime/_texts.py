@@ -1,0 +1,50 @@
+"""What a series itself tells in words: its calendar and its description, as codes."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tsllm_estimators._calendar import stamps_of
+from tsllm_estimators.llm.vocabulary import POSITION, column_codes
+
+
+def series_texts(forecaster: Any, key: Hashable, index: pd.Index, freq: Any) -> np.ndarray:
+    """Return the codes of the stamps of an index, and of the description of an instance.
+
+    Parameters
+    ----------
+    forecaster : NetworkForecaster
+        Whose ``stamps`` and ``description`` say what to tell.
+    key : hashable
+        Of the instance, None for a single series.
+    index : pandas.Index
+        Of the series and the steps after it.
+    freq : offset or None
+        Frequency of dates whose index carries none.
+
+    Returns
+    -------
+    array
+        Shape (t, 1), or (t, 2) where descriptions differ between instances.
+
+    Raises
+    ------
+    ValueError
+        If descriptions differ and each instance has a forecaster of its own, which does not know
+        whose it is.
+    """
+    stamps, positions = stamps_of(index, freq, dated=forecaster.stamps == "dated")
+    codes = [column_codes(POSITION if s is None else s for s in stamps)[positions]]
+    description = forecaster.description
+    if isinstance(description, Mapping):
+        if forecaster.broadcasting:
+            raise ValueError(
+                "description must be one text where broadcasting=True, found a dict; a forecaster "
+                "of each instance does not know its key. Use broadcasting=False."
+            )
+        # names that JSON has carried are texts
+        own = description.get(key, description.get(str(key)))
+        codes.append(np.repeat(column_codes([own]), len(index)))
+    return np.stack(codes, 1)
