@@ -15,15 +15,16 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from support import METHODS  # noqa: E402
+from support import ADAPTED, METHODS  # noqa: E402
 
 torch.set_num_threads(1)
 
 
 def pytest_generate_tests(metafunc):
-    """Run every test that asks for a ``method`` with each of them."""
-    if "method" in metafunc.fixturenames:
-        metafunc.parametrize("method", METHODS, ids=lambda method: method.name)
+    """Run a test that asks for a ``method`` with each, or with each ``adapted_method``."""
+    for name, methods in (("method", METHODS), ("adapted_method", ADAPTED)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, methods, ids=lambda method: method.name)
 
 
 @pytest.fixture(autouse=True)

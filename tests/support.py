@@ -62,6 +62,8 @@ def _methods():
 
 
 METHODS = _methods()
+#: Methods whose language model is fine-tuned, rather than read.
+ADAPTED = [method for method in METHODS if "adapter" in method.network.Config.defaults()]
 
 
 def sine(n=120, columns=1, period=12.0, seed=0):
@@ -80,9 +82,11 @@ def monthly(n=60, columns=1, seed=0):
 
 
 def darts_series(values):
-    """Return values as a darts series without a calendar."""
+    """Return values as a darts series, with the calendar of the periods if these are its index."""
     from darts import TimeSeries
 
+    if isinstance(getattr(values, "index", None), pd.PeriodIndex):
+        return TimeSeries(values.index.to_timestamp(), values.to_numpy(np.float32))
     return TimeSeries.from_values(np.asarray(values, dtype=np.float32))
 
 

@@ -57,14 +57,16 @@ def test_there_is_no_pickle_and_no_frozen_weight_in_it(method, tmp_path):
     assert trains <= sum(t.numel() for t in stored.values()) <= trains + buffers
 
 
-def test_the_adapter_loads_with_peft_alone(method, tmp_path):
+def test_the_adapter_loads_with_peft_alone(adapted_method, tmp_path):
     """Adapted Hugging Face model = the network's own language model."""
     from peft import PeftModel
 
     from tsllm_estimators.llm.backbone import Backbone, load_backbone
 
     model = saved(
-        method, tmp_path, **method.known(train_layer_norms=False, train_position_embeddings=False)
+        adapted_method,
+        tmp_path,
+        **adapted_method.known(train_layer_norms=False, train_position_embeddings=False),
     )
     for folder in (tmp_path / "adapters").iterdir():
         own = next(m for n, m in model.model.named_modules() if n.endswith(f".{folder.name}"))
@@ -171,7 +173,9 @@ def test_a_loaded_model_goes_on_training(method, tmp_path):
     assert not np.array_equal(forecast(loaded), before)
 
 
-def test_adapters_of_any_kind_and_language_models_of_other_dtypes_are_shared(method, tmp_path):
+def test_adapters_of_any_kind_and_language_models_of_other_dtypes_are_shared(
+    adapted_method, tmp_path
+):
     from peft import LoraConfig
 
     settings = [
@@ -182,10 +186,10 @@ def test_adapters_of_any_kind_and_language_models_of_other_dtypes_are_shared(met
         {"backbone": "none", "backbone_kwargs": {"hidden_size": 8, "num_attention_heads": 2}},
     ]
     for number, changes in enumerate(settings):
-        model = saved(method, tmp_path / str(number), **changes)
-        loaded = method.model.from_pretrained(tmp_path / str(number))
+        model = saved(adapted_method, tmp_path / str(number), **changes)
+        loaded = adapted_method.model.from_pretrained(tmp_path / str(number))
         assert np.array_equal(forecast(loaded), forecast(model)), changes
-    model = method.darts(backbone_kwargs={"dtype": torch.bfloat16}).fit(SERIES)
+    model = adapted_method.darts(backbone_kwargs={"dtype": torch.bfloat16}).fit(SERIES)
     with pytest.raises(ValueError, match=r"backbone_kwargs=.* cannot be saved without pickle"):
         model.save_pretrained(tmp_path / "plain")
 

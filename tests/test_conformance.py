@@ -21,5 +21,6 @@ def test_nothing_is_skipped_and_two_settings_are_tested():
         assert not forecaster.get_class_tag("tests:skip_by_name")
         settings = forecaster.get_test_params()
         assert len(settings) >= 2
-        assert {s["backbone"] for s in settings} >= {"tiny", "none"}
+        # with a language model and without, in whose place or in place of whose texts is "none"
+        assert {s.get(name) for s in settings for name in ("backbone", "text")} >= {"tiny", "none"}
         assert None in {s.get("likelihood", "quantile") for s in settings}

@@ -98,7 +98,7 @@ def test_a_known_future_is_learned(method):
     flag = (rng.random((400, 1)) < 0.25).astype(np.float32)
     target = TimeSeries.from_values(flag + 0.05 * rng.standard_normal((400, 1)).astype(np.float32))
     covariates = TimeSeries.from_values(flag)
-    learning = {"n_epochs": 25, "optimizer_kwargs": {"lr": 3e-3}, "head_dropout": 0.0}
+    learning = {"n_epochs": 25, "optimizer_kwargs": {"lr": 3e-3}, **method.known(head_dropout=0.0)}
     wide = {"hidden_size": 64, "num_attention_heads": 4}  # than the known steps are many
     errors = []
     for used in ({}, {"future_covariates": covariates}):

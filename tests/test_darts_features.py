@@ -36,7 +36,7 @@ from darts.utils.likelihood_models.torch import (
     QuantileRegression,
 )
 from darts.utils.onnx import run_onnx_prediction
-from support import darts_series, sine
+from support import METHODS, darts_series, sine
 
 CONTEXT, HORIZON = 12, 6
 QUANTILES = [0.1, 0.5, 0.9]
@@ -617,7 +617,8 @@ def test_two_processes_train_one_model(method, strategy, tmp_path):
 @pytest.mark.parametrize("used", [{}, both()], ids=["alone", "covariates"])
 def test_shap_values_add_up_to_the_forecast(method, used):
     series = with_statics(dated(n=60))
-    model = method.darts(6, 2, use_static_covariates=bool(used)).fit(series, **used)
+    untold = method.known(text="static")  # darts knows no features that are texts
+    model = method.darts(6, 2, use_static_covariates=bool(used), **untold).fit(series, **used)
     background = {f"background_{name}": value for name, value in used.items()}
     explainer = ShapExplainer(model, series[:16], test_stationarity=False, **background)
     foreground = {f"foreground_{name}": value for name, value in used.items()}
@@ -641,7 +642,8 @@ def test_exported_models_forecast_the_same(method, used, likelihood, tmp_path):
     import onnxruntime
 
     series, path = with_statics(dated(2)), str(tmp_path / "model.onnx")
-    model = method.darts(likelihood=likelihood, use_static_covariates=bool(used))
+    untold = method.known(text="static")  # darts' runner makes no calendar
+    model = method.darts(likelihood=likelihood, use_static_covariates=bool(used), **untold)
     model.fit(series, **used)
     model.to_onnx(path, verbose=False)
     session = onnxruntime.InferenceSession(path)
@@ -653,6 +655,15 @@ def test_exported_models_forecast_the_same(method, used, likelihood, tmp_path):
             exported[:, 1::2] = np.logaddexp(0, exported[:, 1::2])
         expected = model.predict(n, one, predict_likelihood_parameters=bool(likelihood), **used)
         np.testing.assert_allclose(exported, expected.values(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_reads_a_calendar_is_not_exported(tmp_path):
+    reading = [method for method in METHODS if method.network.reads_text]
+    assert reading
+    for method in reading:
+        model = method.darts().fit(dated())
+        with pytest.raises(ValueError, match=r"makes no texts .* text='none'"):
+            model.to_onnx(str(tmp_path / "model.onnx"))
 
 
 def test_backtests_and_tuners_warn_of_nothing(method, caplog):

@@ -310,12 +310,12 @@ def test_random_backbones_are_rebuilt_from_their_seed(method, tmp_path):
     assert equal(method.model.load(str(tmp_path / "model.pt")).predict(6), model.predict(6))
 
 
-def test_peft_configs_survive_saving(method, tmp_path):
+def test_peft_configs_survive_saving(adapted_method, tmp_path):
     from peft import LoraConfig
 
-    model = method.darts(adapter=LoraConfig(r=2, target_modules={"query"})).fit(dated())
+    model = adapted_method.darts(adapter=LoraConfig(r=2, target_modules={"query"})).fit(dated())
     model.save(str(tmp_path / "model.pt"))
-    loaded = method.model.load(str(tmp_path / "model.pt"))
+    loaded = adapted_method.model.load(str(tmp_path / "model.pt"))
     assert equal(loaded.predict(6), model.predict(6))
     assert sum("lora_A" in n for n, _ in loaded.model.named_parameters()) == 2
 

@@ -15,7 +15,7 @@ SHAPES = {"context": 12, "horizon": 6}
 
 def fitted(method, likelihood, columns=2):
     """Fit the sktime face and hand its very weights to a darts model and a bare network."""
-    y = monthly(columns=columns)
+    y = monthly(columns=columns).reset_index(drop=True)  # a bare network knows no calendar
     forecaster = method.sktime(
         context_length=12, horizon=6, scaling=None, likelihood=likelihood
     ).fit(y)

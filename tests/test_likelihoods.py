@@ -1,5 +1,7 @@
 """Likelihoods in sktime: quantiles, intervals, variances and distributions are one thing."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -153,8 +155,10 @@ def test_likelihoods_of_positive_values_need_data_as_it_is(method, change):
 
 def test_normalization_is_a_switch(method):
     y = monthly() + 3
-    forecasts = [method.sktime(normalization=n).fit(y).predict([1, 2]) for n in ("window", None)]
-    assert not np.allclose(*forecasts, rtol=1e-3)
+    kinds = method.network.Config.normalizations
+    forecasts = [method.sktime(normalization=n).fit(y).predict([1, 2]) for n in kinds]
+    for one, other in itertools.combinations(forecasts, 2):
+        assert not np.allclose(one, other, rtol=1e-3)
     with pytest.raises(ValueError, match="normalization must be one of"):
         method.sktime(normalization="revin").fit(y)
 

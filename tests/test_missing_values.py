@@ -116,7 +116,7 @@ def test_missing_values_count_as_the_mean_of_the_window(method, monkeypatch):
 def test_training_learns_through_gaps(method):
     values = sine(200)
     values[np.random.default_rng(1).random(values.shape) < 0.3] = np.nan
-    settings = {"n_epochs": 20, "optimizer_kwargs": {"lr": 3e-3}, "head_dropout": 0.0}
+    settings = {"n_epochs": 20, "optimizer_kwargs": {"lr": 3e-3}, **method.known(head_dropout=0.0)}
     model = method.darts(CONTEXT, HORIZON, **settings).fit(darts_series(values))
     whole = darts_series(sine(200, seed=9))
     forecast = model.predict(6, series=whole[:150])

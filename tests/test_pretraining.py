@@ -148,7 +148,8 @@ def test_updates_follow_the_strategy(method):
     head.update(y[-6:])
     moved = {n for n, p in weights(head).items() if not torch.equal(p, before[n])}
     assert moved
-    assert all("head." in n for n in moved)
+    parts = head._engine.model.model.network.parts["head"]
+    assert all(n.removeprefix("network.").startswith(parts) for n in moved)
 
 
 # sharing ------------------------------------------------------------------------------------

@@ -79,9 +79,23 @@ def test_steps_of_every_kind_find_their_rows(method):
     pd.testing.assert_frame_equal(gapped, whole.iloc[[1, 8]], check_freq=False)
     absolute = ForecastingHorizon(whole.index[[1, 8]], is_relative=False)
     pd.testing.assert_frame_equal(forecaster.predict(absolute, X[N:]), gapped)
-    # what is known beyond the last step asked for, up to the horizon, is used
     reversed_columns = X[N:][["rain", "price"]]
     pd.testing.assert_frame_equal(forecaster.predict([2, 9], reversed_columns), gapped)
+
+
+def test_what_is_known_beyond_the_last_step_up_to_the_horizon_is_used(method):
+    forecaster, _, X = fitted(method)
+    whole = forecaster.predict(list(range(1, 10)), X[N:])
+    first = forecaster.predict([1], X[N:])
+    pd.testing.assert_frame_equal(first, whole[:1], check_freq=False, rtol=1e-4)
+    with_fewer = forecaster.predict([1], X[N : N + 1])
+    assert not np.array_equal(with_fewer, first)
+
+
+def test_past_covariates_that_are_left_out_stay_as_they_were_known(method):
+    forecaster, _, X = fitted(method, past=["rain"])
+    plain = forecaster.predict([1, 9], X)
+    pd.testing.assert_frame_equal(forecaster.predict([1, 9], X[["price"]]), plain)
 
 
 def test_fitted_values_use_the_rows_of_the_fit(method):
@@ -110,11 +124,16 @@ def test_booleans_and_integers_are_numbers_and_missing_values_are_masked(method)
 
 
 @pytest.mark.parametrize("dtype", ["category", "str", "object"])
-def test_categories_and_texts_are_refused(method, dtype):
+def test_categories_and_texts_are_refused_unless_they_are_read(method, dtype):
     y, X = data()
     X["weekday"] = pd.Series(["mon", "tue"] * 40, index=X.index, dtype=dtype)
+    forecaster = method.sktime(**SHAPE)
+    if method.network.reads_text:
+        forecaster.fit(y, X[:N])
+        assert np.isfinite(forecaster.predict([1, 9], X[N:]).to_numpy()).all()
+        return
     with pytest.raises((TypeError, ValueError), match=r"categor|numeric"):
-        method.sktime(**SHAPE).fit(y, X[:N])
+        forecaster.fit(y, X[:N])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 NETWORKS = {
     "calf": "tsllm_estimators.networks.calf:CALF",
+    "lemole": "tsllm_estimators.networks.lemole:LeMoLE",
     "time_llama": "tsllm_estimators.networks.time_llama:TimeLlama",
 }
 

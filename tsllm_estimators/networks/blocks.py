@@ -46,7 +46,7 @@ class WindowStatistics(NamedTuple):
 def normalize_window(
     window: Tensor, unit: Tensor, normalization: str | None = "window"
 ) -> tuple[Tensor, WindowStatistics]:
-    """Give each window and variate mean 0 and standard deviation 1.
+    """Bring each window and variate to a location of 0, and to a deviation of 1.
 
     Parameters
     ----------
@@ -55,17 +55,23 @@ def normalize_window(
     unit : Tensor
         Standard deviation of the training data; the usual 1e-5 that keeps a constant window
         finite is counted in its square.
-    normalization : "window" or None
-        None divides by ``unit`` and leaves the location alone.
+    normalization : {"window", "instance", "last"} or None
+        Mean 0 and standard deviation 1 under either name; ``"last"`` subtracts the last value that
+        was observed and divides by ``unit``; None divides by ``unit`` alone.
 
     Returns
     -------
     Tensor
-        Shape (b, t, c), without a unit; what is missing stands at the mean of what is not.
+        Shape (b, t, c), without a unit; what is missing stands at the mean of what is not, or at
+        the last value.
     WindowStatistics
         What :func:`restore_parameters` needs; constant for the gradient.
     """
     observed = ~window.isnan()
+    if normalization == "last":
+        last = _last_observed(window, observed)
+        scale = unit.expand_as(last)
+        return torch.where(observed, window - last, 0.0) / scale, WindowStatistics(last, scale)
     n_observed = observed.sum(1, keepdim=True).clamp_min(1)
     mean = window.nan_to_num(nan=0.0).sum(1, keepdim=True).div(n_observed).detach()
     centred = torch.where(observed, window - mean, 0.0)
@@ -76,6 +82,14 @@ def normalize_window(
     variance = (centred / unit).square().sum(1, keepdim=True).div(n_observed).detach()
     statistics = WindowStatistics(mean, unit * (variance + 1e-5).sqrt())
     return centred / statistics.scale, statistics
+
+
+def _last_observed(window: Tensor, observed: Tensor) -> Tensor:
+    """Return the last value (b, 1, c) of each variate that was observed, 0 where none was."""
+    n_steps = window.shape[1]
+    steps = torch.arange(n_steps, device=window.device).unsqueeze(1)
+    latest = torch.where(observed, steps, 0).amax(1, keepdim=True)
+    return window.gather(1, latest).nan_to_num(nan=0.0).detach()
 
 
 def restore_parameters(

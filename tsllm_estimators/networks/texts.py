@@ -1,0 +1,248 @@
+"""Texts in a network: codes become vectors of a frozen table, vectors become what trains."""
+
+import re
+import zlib
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tsllm_estimators.llm.calendar import N_NUMBERS
+from tsllm_estimators.llm.text import TextEncoder, load_text_encoder
+from tsllm_estimators.llm.vocabulary import Vocabulary, numbers_of, text_of
+
+#: How a text becomes a vector: by the language model, or by its words alone.
+TEXT_ENCODERS = ("backbone", "hash", "learned")
+
+_HASHED = 128  # width of a hashed word
+_BUCKETS, _LEARNED = 1024, 64  # of learned words, and the width of their embedding
+
+
+class TextTable(nn.Module):
+    """Vectors of what is in a vocabulary, one row for each code.
+
+    Rows are made when they are first asked for. They are in no ``state_dict``: another process
+    makes them anew, or finds them in the cache of texts.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+        With the arguments of the backbone, ``text_encoder`` and ``text``: its ``"calendar"``
+        takes calendar numbers in place of texts.
+
+    Attributes
+    ----------
+    vocabulary : Vocabulary
+        Codes and what they stand for.
+    width : int
+        d, width of a vector.
+    fingerprint : str
+        Tells whether vectors made elsewhere are the same ones; empty without a language model.
+    """
+
+    rows: Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = Vocabulary()
+        self.fingerprint = ""
+        self.kind = "calendar" if config.text == "calendar" else config.text_encoder
+        if self.kind == "backbone":
+            encoder = self._encoder()
+            self.width, self.fingerprint = encoder.width, encoder.fingerprint
+        elif self.kind == "calendar":
+            self.width = N_NUMBERS * (2 if config.dynamic == "window" else 1)
+        else:
+            self.width = _HASHED if self.kind == "hash" else _BUCKETS
+        self.register_buffer("rows", torch.zeros(1, self.width), persistent=False)
+
+    def forward(self, progress: bool = False, device: torch.device | None = None) -> Tensor:
+        """Return the vectors of all codes, shape (n + 1, d); row 0 is zeros.
+
+        A language model encodes new ones on ``device``, by default that of the table.
+        """
+        entries = self.vocabulary.entries[len(self.rows) - 1 :]
+        if entries:
+            # a row that is made for a forecast may be trained on later
+            with torch.inference_mode(False), torch.no_grad():
+                new = self._vectors(entries, progress, device or self.rows.device)
+                self.rows = torch.cat([self.rows, new.to(self.rows)])
+        return self.rows
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what trained weights depend on and no tensor shows."""
+        told = {name: getattr(self.config, name) for name in ("text_encoder", "dynamic", "stamps")}
+        return {**told, "backbone": self.config.backbone, "fingerprint": self.fingerprint}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse weights that were trained on other vectors of texts."""
+        own = self.get_extra_state()
+        for name in own:
+            if name != "backbone" and own[name] != state[name]:
+                name = "backbone" if name == "fingerprint" else name
+                raise ValueError(
+                    f"{name}: the saved weights were trained on {state[name]!r} (fingerprint "
+                    f"{state['fingerprint'][:12]!r}), found {own[name]!r} (fingerprint "
+                    f"{own['fingerprint'][:12]!r}). Load them with the same {name}, and the same "
+                    "backbone_layers, backbone_weights and backbone_kwargs."
+                )
+
+    def _vectors(self, entries: list[Any], progress: bool, device: torch.device) -> Tensor:
+        if self.kind == "calendar":
+            return torch.tensor([numbers_of(entry) for entry in entries])
+        texts = [text_of(entry) for entry in entries]
+        if self.kind == "backbone":
+            return self._encoder().pooled(texts, device=device, progress=progress)
+        return torch.stack([_word_vectors(text, self.kind) for text in texts])
+
+    def _encoder(self) -> TextEncoder:
+        config = self.config
+        return load_text_encoder(
+            config.backbone,
+            layers=config.backbone_layers,
+            weights=config.backbone_weights,
+            causal=config.causal,
+            kwargs=config.backbone_kwargs,
+        )
+
+
+def _word_vectors(text: str, kind: str) -> Tensor:
+    """Return a vector of the words of a text, whatever their order."""
+    words = re.findall(r"\w+", text.lower())
+    if kind == "hash":
+        return torch.stack([torch.zeros(_HASHED), *map(_word_vector, words)]).sum(0)
+    counts = torch.zeros(_BUCKETS)
+    for word in words:
+        counts[zlib.crc32(word.encode()) % _BUCKETS] += 1
+    return counts
+
+
+@cache
+def _word_vector(word: str) -> Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
+    return torch.randn(_HASHED, generator=generator)
+
+
+class TextProjection(nn.Module):
+    """A linear map of the vectors of texts, computed once for each distinct text.
+
+    Vectors are centred and scaled by those of the training first, as sentences of one kind are
+    nearly collinear. What all of them share is not lost: that there is a text is one more number.
+
+    Parameters
+    ----------
+    table : TextTable
+        Whose vectors are mapped; it belongs to the network.
+    n_outputs : int
+        Width of the result.
+    dropout : float
+        Share of the texts that are dropped in training.
+    """
+
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, table: TextTable, n_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)  # of a text, not of a part of what it says
+        width = table.width
+        self.register_buffer("location", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+        self.embedding = nn.Linear(width, _LEARNED, bias=False) if table.kind == "learned" else None
+        self.linear = nn.Linear(width if self.embedding is None else _LEARNED, n_outputs, False)
+        self.presence = nn.Parameter(torch.zeros(n_outputs))
+
+    def forward(self, codes: Tensor, rows: Tensor) -> Tensor:
+        """Map codes of any shape (...) to (n_outputs, ...); a code of 0 is mapped to 0."""
+        codes = codes.clamp_max(len(rows) - 1)  # exporters try a network with any number
+        if self.dropout.training and self.dropout.p:
+            codes = codes * self.dropout(torch.ones_like(codes, dtype=rows.dtype)).bool()
+        if len(rows) > codes.numel():
+            distinct, codes = codes.unique(return_inverse=True)
+            rows, present = rows[distinct], distinct > 0
+        else:
+            present = torch.arange(len(rows), device=rows.device) > 0
+        weight = self.linear.weight / self.scale
+        if self.embedding is not None:
+            weight = weight @ self.embedding.weight
+        # centred after the map: the table is larger than its image
+        mapped = F.linear(rows, weight, self.presence - weight @ self.location)
+        mapped = torch.where(present.unsqueeze(1), mapped, 0.0)
+        if self.dropout.training:
+            mapped = mapped / (1 - self.dropout.p)
+        return mapped.t().index_select(1, codes.flatten()).unflatten(1, codes.shape)
+
+    @torch.no_grad()
+    def measure(self, codes: Tensor, rows: Tensor) -> None:
+        """Set location and scale from the texts of the training."""
+        distinct = codes.unique()
+        vectors = rows[distinct[distinct > 0]]
+        if len(vectors) > 1:
+            self.location.copy_(vectors.mean(0))
+        if len(vectors):
+            scale = (vectors - self.location).square().mean().sqrt()
+            self.scale.copy_(torch.where(scale > 0, scale, 1.0))
+
+
+class StaticModulation(nn.Module):
+    """gamma - 1 and beta of each step from one hidden vector; both start from 0."""
+
+    def __init__(self, width: int, horizon: int, n_modulated: int) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.linear = nn.Linear(width, 2 * horizon * n_modulated)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (b, d_hidden) to (2, b, c g, H)."""
+        found = self.linear(F.gelu(hidden))
+        return found.unflatten(-1, (2, -1, self.horizon)).movedim(1, 0)
+
+
+class DynamicModulation(nn.Module):
+    """gamma - 1 and beta of each step of the horizon from the texts of a column; both start from 0.
+
+    Which steps a text acts on is learned: at first a text of the horizon acts on its own step, and
+    where none is known ahead the last one acts on all.
+
+    Parameters
+    ----------
+    table : TextTable
+        Of the network.
+    n_past, n_ahead : int
+        Steps before and after the forecast starts, of which texts are known.
+    horizon : int
+        H, steps of the forecast.
+    n_modulated : int
+        Numbers per step that are modulated.
+    dropout : float
+        Share of the texts that are dropped in training.
+    """
+
+    def __init__(
+        self,
+        table: TextTable,
+        n_past: int,
+        n_ahead: int,
+        horizon: int,
+        n_modulated: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.projection = TextProjection(table, 2 * n_modulated, dropout)
+        nn.init.zeros_(self.projection.linear.weight)
+        steps = torch.zeros(n_past + n_ahead, horizon)
+        if n_ahead:
+            steps[n_past:] = torch.eye(horizon)
+        else:
+            steps[-1] = 1.0
+        self.steps = nn.Parameter(steps.repeat(2, 1, 1))
+
+    def forward(self, codes: Tensor, rows: Tensor) -> Tensor:
+        """Map codes (b, t) to (2, b, c g, H)."""
+        told = self.projection(codes, rows).unflatten(0, (2, -1))  # (2, c g, b, t)
+        return (told.flatten(1, 2) @ self.steps).unflatten(1, told.shape[1:3]).transpose(1, 2)
