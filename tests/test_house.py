@@ -15,14 +15,15 @@ from tsllm_estimators._options import EngineOptions
 
 PACKAGE = Path(tsllm_estimators.__file__).parent
 ROOT = "tsllm_estimators"
-FLOORS = {"adapters": 0, "llm": 1, "networks": 2, "darts": 3, "sktime": 4}
+FLOORS = {"adapters": 0, "llm": 1, "networks": 2, "darts": 3, "sktime": 4, "explain": 5}
 # What a floor may import from outside, of the libraries that mark the floors.
 HOSTS = {
     "llm": set(),
     "adapters": set(),
     "networks": set(),
-    "darts": {"darts", "pytorch_lightning"},
+    "darts": {"darts", "pytorch_lightning", "pandas"},
     "sktime": {"sktime", "pandas", "darts"},
+    "explain": {"pandas", "darts"},
 }
 LIBRARIES = {"darts", "sktime", "pandas", "pytorch_lightning"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
