@@ -430,3 +430,41 @@ def test_long_contexts_work():
     network = build(shapes={"context_length": 4096, "horizon": 96}, text="none")
     assert network.lookbacks == [4096, 2048, 1024, 512]
     assert network(Batch(past_target=torch.randn(2, 4096, 3))).parameters.shape == (2, 96, 3, 1)
+
+
+def test_samples_of_a_dropped_description_differ():
+    model = LEMOLE.darts(LENGTH, HORIZON, text="static", n_epochs=20).fit(darts_series(sine(60)))
+    samples = model.predict(HORIZON, num_samples=20, mc_dropout=True).all_values()
+    assert samples.std(axis=2).max() > 1e-3
+
+
+def test_descriptions_of_no_series_are_refused():
+    with pytest.raises(
+        ValueError, match=r"description: .* such as '0', found the keys \['sales'\]"
+    ):
+        LEMOLE.darts(LENGTH, HORIZON, description={"sales": "Sold"}).fit(darts_series(sine(60)))
+    with pytest.raises(ValueError, match=r"description: .* keys of instances such as None"):
+        LEMOLE.sktime(description={"sales": "Sold"}).fit(monthly())
+
+
+def test_descriptions_of_a_hierarchy_are_shared(tmp_path):
+    y = pd.concat({("g", "a"): monthly(40), ("g", "b"): monthly(40, seed=1)}, names=["g", "s", "t"])
+    told = {("g", "a"): "Heat of a kiln", ("g", "b"): "Load of a city"}
+    forecaster = LEMOLE.sktime(description=told, horizon=4).fit(y)
+    forecaster.save_pretrained(tmp_path)
+    loaded = LEMOLE.forecaster.from_pretrained(tmp_path, device="cpu").fit(y)
+    pd.testing.assert_frame_equal(loaded.predict([1, 2]), forecaster.predict([1, 2]))
+
+
+def test_texts_are_encoded_before_every_training(tmp_path, monkeypatch):
+    calls = []
+    encode = LeMoLE.encode_texts
+    monkeypatch.setattr(
+        LeMoLE, "encode_texts", lambda self, *args: calls.append(args) or encode(self, *args)
+    )
+    series = darts_series(monthly())
+    model = LEMOLE.darts().fit(series)
+    model.fit(series, epochs=1)
+    model.save_pretrained(tmp_path)
+    LEMOLE.darts(checkpoint=str(tmp_path)).fit(series)
+    assert len(calls) == 3

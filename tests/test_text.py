@@ -15,8 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tsllm_estimators.llm import text, text_cache, tokens
-from tsllm_estimators.llm.pristine import DEFAULT_BACKBONE, clear_backbone_cache, source_of
+from tsllm_estimators.llm import progress, text, text_cache, tokens
+from tsllm_estimators.llm.pristine import (
+    DEFAULT_BACKBONE,
+    clear_backbone_cache,
+    pristine,
+    source_of,
+)
 from tsllm_estimators.llm.text import clear_text_cache, load_text_encoder
 
 TEXTS = ["load", "The load is 12 .", "rise and fall, 7 of them", "a", "high 3", "low 3"]
@@ -616,8 +621,8 @@ def test_a_bar_appears_only_where_it_is_asked_for_and_long(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
     run = text._run
     monkeypatch.setattr(text, "_run", lambda *a: time.sleep(0.02) or run(*a))
-    monkeypatch.setattr(text, "_TRIAL_SECONDS", 0.03)
-    monkeypatch.setattr(text, "_BAR_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "_TRIAL_SECONDS", 0.03)
+    monkeypatch.setattr(progress, "_BAR_SECONDS", 0.05)
     clear_text_cache()
     encoder.pooled(texts)
     assert capsys.readouterr() == ("", "")
@@ -658,3 +663,38 @@ def test_the_global_generator_is_left_alone(language_models):
     state = torch.get_rng_state()
     load_text_encoder(language_models["bert"]).pooled(TEXTS)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_mixed_precision_of_a_training_does_not_reach_the_vectors():
+    encoder = load_text_encoder("tiny")
+    plain = encoder.pooled(TEXTS)
+    clear_text_cache()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = encoder.pooled(TEXTS)
+    assert torch.equal(plain, mixed)
+
+
+def test_vectors_that_are_not_finite_are_an_error_and_not_kept(monkeypatch):
+    encoder = load_text_encoder("tiny")
+    embed = text._run
+
+    def spoiled(model, words, *rest):
+        return embed(model, words * float("nan"), *rest)
+
+    monkeypatch.setattr(text, "_run", spoiled)
+    with pytest.raises(ValueError, match="expected finite vectors of texts, found others"):
+        encoder.pooled(["spoiled"])
+    monkeypatch.setattr(text, "_run", embed)
+    assert encoder.pooled(["spoiled"]).isfinite().all()
+
+
+def test_a_setting_more_in_the_config_changes_the_cache_but_not_the_identity(monkeypatch):
+    plain = load_text_encoder("tiny")
+    before = plain.identity, plain.fingerprint
+    config = type(pristine(plain._request).model.config)
+    to_dict = config.to_dict
+    monkeypatch.setattr(config, "to_dict", lambda self: {**to_dict(self), "added_later": None})
+    clear_text_cache()
+    assert plain.identity == before[0]
+    assert plain.fingerprint != before[1]
+    assert load_text_encoder("tiny", layers=1).identity != before[0]

@@ -738,3 +738,16 @@ def test_another_description_takes_the_same_weights(shown, text, tmp_path):
                 assert found is None
             else:
                 assert found == other.model.network.prompt(several["0b"[one.series]])
+
+
+def test_a_saved_model_knows_the_texts_of_its_training_in_another_process(tmp_path, monkeypatch):
+    """Also where they were stacked behind other covariates, so that darts lost them."""
+    times = index()
+    covariates = numbers(times).stack(told(times))
+    assert not covariates.metadata
+    model = lemole().fit(counting(times), future_covariates=covariates)
+    model.save(str(tmp_path / "model.pt"))
+    expected = model.predict(H).values()
+    monkeypatch.setattr(vocabulary, "_columns", {})
+    loaded = LeMoLEModel.load(str(tmp_path / "model.pt"))
+    np.testing.assert_allclose(loaded.predict(H).values(), expected, atol=1e-6)

@@ -472,10 +472,6 @@ def test_descriptions_of_instances_are_shared(keys, tmp_path):
     plain = forecaster.predict([1, 2, 3])
     first, second = (plain.loc[key].to_numpy() for key in keys)
     assert not np.array_equal(first, second)  # of equal numbers
-    if len(names) > 1:
-        with pytest.raises(ValueError, match=r"description=.* cannot be saved without pickle"):
-            forecaster.save_pretrained(tmp_path)
-        return
     forecaster.save_pretrained(tmp_path)
     loaded = LeMoLEForecaster.from_pretrained(tmp_path, device="cpu").fit(y)
     pd.testing.assert_frame_equal(loaded.predict([1, 2, 3]), plain, atol=1e-5)

@@ -174,22 +174,21 @@ class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
                 "pass checkpoint=, load weights first, or use fit_strategy='full'."
             )
         parameters = super()._setup_for_train(train_dataset, *args, **kwargs)
-        module = parameters["model"]
+        module, trainer = parameters["model"], parameters["trainer"]
+        shown = trainer.progress_bar_callback is not None
+        module.network.encode_texts(shown, trainer.strategy.root_device)
         if is_new and options.checkpoint is not None:
             config = _artefact.read_config(options.checkpoint, self.method)
             _artefact.load_state(module, options.checkpoint, config)
         elif is_new:
             windows = measured_windows(train_dataset, module.as_batch)
-            trainer = parameters["trainer"]
-            shown = trainer.progress_bar_callback is not None
-            module.network.encode_texts(shown, trainer.strategy.root_device)
             module.network.measure(windows)
             warn_of_sizes(windows.past_target.numpy(), module.network.unit.item())
         if options.fit_strategy in module.network.parts:
             module.network.train_part(options.fit_strategy)
         self.training_summary["n_windows"] = len(train_dataset)
         has_validation = parameters["datamodule"].val_dataset is not None
-        self._add_callbacks(parameters["trainer"], has_validation, module)
+        self._add_callbacks(trainer, has_validation, module)
         return parameters
 
     def _train(self, trainer: Any, model: NetworkModule, *args: Any, **kwargs: Any) -> None:

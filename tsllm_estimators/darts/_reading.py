@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tsllm_estimators.darts._texts import (
+    DESCRIPTION,
     Digits,
     has_texts,
     is_text,
     n_digits,
     n_numbers,
     text_columns,
+    with_texts,
 )
 from tsllm_estimators.llm.prompts import compose_prompt
 from tsllm_estimators.llm.vocabulary import Vocabulary
@@ -84,7 +86,15 @@ class ReadsTexts:
                         f"{kind}_covariates: received components that are no texts: `{n}`, "
                         f"expected: `{expected}`."
                     )
-        read = self._texts_read
+        read, described = self._texts_read, self._settings["description"]
+        names = [one.components[0] for one in series]
+        given_with = future is not None and DESCRIPTION in future[0].components
+        is_checked = self.model is None and "static" in read and not given_with
+        if is_checked and not set(names) & set(described):
+            raise ValueError(
+                f"description: expected texts by the first component of a series, such as "
+                f"{names[0]!r}, found the keys {list(described)!r}."
+            )
         if not read:  # or one description only
             vocabulary = Vocabulary()
         elif self.model is not None:
@@ -143,6 +153,12 @@ class ReadsTexts:
             width = (shapes[name][1] if shapes[name] else 0) + n_digits(n_codes)
             found[name] = [length, width] if width else None
         return found
+
+    def __getstate__(self: Any) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        for name in ("past_covariate_series", "future_covariate_series"):
+            state[name] = with_texts(state[name])
+        return state
 
     def _load_encoders(self: Any, saved: Any, load_encoders: bool) -> Any:
         """As darts; the model that a checkpoint belongs to also tells what its columns are."""

@@ -21,6 +21,7 @@ from tsllm_estimators.llm.vocabulary import (
     Vocabulary,
     column_codes,
     column_entries,
+    column_texts,
 )
 
 PREFIX = "text:"
@@ -66,7 +67,8 @@ def text_covariates(
 
     Examples
     --------
-    >>>     >>> from tsllm_estimators.darts import covariate_texts, text_covariates
+    >>> import pandas as pd
+    >>> from tsllm_estimators.darts import covariate_texts, text_covariates
     >>> days = pd.date_range("2026-05-01", periods=3)
     >>> events = text_covariates(["public holiday", "", "strike"], days, name="event")
     >>> list(events.components), covariate_texts(events, "event")
@@ -130,6 +132,17 @@ def text_columns(covariates: Sequence[TimeSeries] | None) -> list[str]:
 def has_texts(covariates: Sequence[TimeSeries] | None) -> bool:
     """Return whether any component stands for texts."""
     return any(is_text(name) for name in (covariates[0].components if covariates else ()))
+
+
+def with_texts(series: TimeSeries | None) -> TimeSeries | None:
+    """Return covariates that carry their texts, also those that only this process knows."""
+    if series is None:
+        return None
+    codes = [series[name].values(copy=False) for name in text_columns([series])]
+    known = column_texts(np.concatenate(codes)) if codes else {}
+    metadata = series.metadata or {}
+    known |= metadata.get(_METADATA, {})
+    return series.with_metadata({**metadata, _METADATA: known}) if known else series
 
 
 class Digits:
@@ -231,7 +244,13 @@ class Digits:
         return np.repeat(self.vocabulary.codes([self.prompt(description)]), n)
 
     def _coded(self, entries: Sequence[Hashable], positions: np.ndarray) -> np.ndarray:
-        return self.vocabulary.codes(entries)[positions]
+        codes = self.vocabulary.codes(entries)
+        if len(self.vocabulary.entries) >= _BASE**_N_DIGITS:
+            raise ValueError(
+                f"covariates: a model can read {_BASE**_N_DIGITS - 1} distinct texts, found more; "
+                "say less in each of them, or load the model anew."
+            )
+        return codes[positions]
 
     def _written(
         self, covariates: TimeSeries | None, times: Any, codes: list[np.ndarray], like: TimeSeries

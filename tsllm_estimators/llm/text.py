@@ -31,6 +31,7 @@ from tsllm_estimators.llm.pristine import (
     pristine,
     source_of,
 )
+from tsllm_estimators.llm.progress import ProgressBar
 from tsllm_estimators.llm.stand_ins import STAND_INS
 from tsllm_estimators.llm.tokens import many_token_ids, tokenizer_fingerprint
 from tsllm_estimators.llm.words import cache_directory
@@ -51,8 +52,6 @@ TEXT_CACHE_BYTES = 256 * 2**20
 _VERSION = 1  # of how a text becomes a vector
 _BATCH_TOKENS = 2048  # on two cores MiniLM is as fast with 1024 to 4096, and slower beyond
 _WRITE_SECONDS = 5.0  # so much of an encoding may be lost if the process is killed
-_BAR_SECONDS = 3.0  # a progress bar is worth showing for
-_TRIAL_SECONDS = 0.5  # before the rest is estimated: the first batches are slow
 
 
 def load_text_encoder(
@@ -102,6 +101,15 @@ class TextEncoder:
     def width(self) -> int:
         """Width d of the vectors."""
         return _traits(self._request).width
+
+    @property
+    def identity(self) -> str:
+        """Hash of the weights, the tokenizer and how they are used: tells one model from another.
+
+        Unlike the fingerprint it leaves out the settings of the model's config, to which a new
+        version of transformers may add some.
+        """
+        return _traits(self._request).identity
 
     @property
     def fingerprint(self) -> str:
@@ -219,6 +227,7 @@ class _Traits:
     width: int
     causal: bool
     limit: int | None
+    identity: str
     fingerprint: str
 
 
@@ -240,17 +249,19 @@ def _examine(request: Request) -> _Traits:
     causal = is_causal(model)
     without = {"_name_or_path", "transformers_version", "is_causal"}  # no matter, or said below
     settings = {k: v for k, v in model.config.to_dict().items() if k not in without}
-    content = [
-        _VERSION,
+    identity = [
         source.fingerprint,
         fingerprint_of(nn.Embedding.from_pretrained(source.word_embeddings)),
         tokenizer_fingerprint(request),
-        settings,
         causal,
         str(model.dtype),
     ]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
-    return _Traits(source.width, causal, _position_limit(model), digest.hexdigest())
+    content = [_VERSION, *identity, settings]
+    hashes = [
+        hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+        for told in (identity, content)
+    ]
+    return _Traits(source.width, causal, _position_limit(model), *hashes)
 
 
 def _position_limit(model: Any) -> int | None:
@@ -310,7 +321,7 @@ def _encode(
     pending = dict(done)
     written = time.monotonic()
     n_tokens, n_run = sum(map(len, ids.values())), 0
-    bar = _Bar(progress, len(ids))
+    bar = ProgressBar(progress, len(ids))
     try:
         for keys in _batches(ids):
             rows = [ids[key] for key in keys]
@@ -353,7 +364,14 @@ def _run(model: Any, words: Tensor, rows: _Rows, causal: bool, kind: str) -> lis
     own: dict[str, Any] = {} if causal else {"attention_mask": mask.long()}
     if "use_cache" in inspect.signature(model.forward).parameters:
         own["use_cache"] = False  # keys and values are for those who write on
-    states = model(inputs_embeds=tokens, **own).last_hidden_state.float()  # (b, t, d)
+    # as it is, also where a training computes in mixed precision
+    with torch.autocast(model.device.type, enabled=False):
+        states = model(inputs_embeds=tokens, **own).last_hidden_state.float()  # (b, t, d)
+    if not states[mask].isfinite().all():
+        raise ValueError(
+            f"backbone: expected finite vectors of texts, found others in {model.dtype}; choose "
+            "another dtype, for instance backbone_kwargs={'dtype': 'float32'}."
+        )
     if kind == "last":
         states = states[torch.arange(len(rows), device=model.device), lengths - 1]  # (b, d)
     elif kind == "mean":
@@ -363,30 +381,3 @@ def _run(model: Any, words: Tensor, rows: _Rows, causal: bool, kind: str) -> lis
     if kind == "tokens":
         return [values[i, : len(row)].tobytes() for i, row in enumerate(rows)]
     return [vector.tobytes() for vector in values]
-
-
-class _Bar:
-    """A progress bar that appears once seconds of encoding are in sight, if it is wanted."""
-
-    def __init__(self, wanted: bool, n_texts: int) -> None:
-        self._wanted = wanted
-        self._n_texts = n_texts
-        self._begin = time.monotonic()
-        self._bar: Any = None
-
-    def show(self, n_done: int, share: float) -> None:
-        """Show how many texts are done, which are a share of the work."""
-        if self._bar is not None:
-            self._bar.update(n_done - self._bar.n)
-        elif self._wanted:
-            spent = time.monotonic() - self._begin
-            if spent >= _TRIAL_SECONDS and spent / share - spent > _BAR_SECONDS:
-                from tqdm import tqdm  # type: ignore[import-untyped]
-
-                shape = {"total": self._n_texts, "initial": n_done, "unit": " texts"}
-                self._bar = tqdm(desc="Encoding texts", **shape)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()

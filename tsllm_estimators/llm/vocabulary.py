@@ -60,12 +60,13 @@ class Vocabulary:
     def codes(self, entries: Iterable[Hashable]) -> np.ndarray:
         """Return the code of each entry, int64; new ones are added."""
         found = []
-        for entry in entries:
-            code = self._codes.get(entry, 0) if entry else 0
-            if entry and not code:
-                self.entries.append(entry)
-                code = self._codes[entry] = len(self.entries)
-            found.append(code)
+        with _lock:
+            for entry in entries:
+                code = self._codes.get(entry, 0) if entry else 0
+                if entry and not code:
+                    self.entries.append(entry)
+                    code = self._codes[entry] = len(self.entries)
+                found.append(code)
         return np.array(found, dtype=np.int64)
 
 
@@ -107,6 +108,13 @@ def _column_code(entry: Hashable) -> int:
     return code
 
 
+def column_texts(codes: np.ndarray) -> dict[int, str]:
+    """Return the texts of those codes that this process gave to any."""
+    distinct = np.unique(np.nan_to_num(codes)).astype(int).tolist()
+    found = {code: _columns.get(code) for code in distinct}
+    return {code: text for code, text in found.items() if isinstance(text, str)}
+
+
 def column_entries(
     name: str, codes: np.ndarray, known: Mapping[int, str]
 ) -> tuple[list[Hashable], np.ndarray]:
@@ -140,7 +148,8 @@ def column_entries(
         if code and (entry is None or code != int(code)):
             raise ValueError(
                 f"{name}: expected codes of texts, found {code:.12g}, which stands for no text in "
-                "this process; make the column with text_covariates, and do not scale it."
+                "this process. Make the column with text_covariates, do not scale it, and stack it "
+                "in front of other covariates: darts keeps the texts of the first one only."
             )
         entries.append(entry if code else None)
     return entries, positions

@@ -304,7 +304,10 @@ class LeMoLE(Network):
         """Return gamma - 1 and beta from what is known of the series, (2, b, c g, H)."""
         hidden: Tensor | float = 0.0
         if self.describes:
-            hidden = self.static_text(self._static_codes(batch), self.texts()).t()
+            codes = self._static_codes(batch)
+            if self.static_text.dropout.training and not self.training:  # samples differ
+                codes = codes.expand(len(batch.past_target))
+            hidden = self.static_text(codes, self.texts()).t()
         if self.static_covariates.n_tokens:
             hidden = hidden + self.static_covariates(batch).squeeze(1)
         return self.static(hidden)

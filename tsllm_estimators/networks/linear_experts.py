@@ -69,7 +69,8 @@ def _mapped(window: Tensor, maps: Tensor) -> Tensor:
 class Mixing(nn.Module):
     """Convolutions over the horizon that mix branches; they start as the mean of the branches.
 
-    Nothing is between the convolutions, so they are applied as the one that they amount to.
+    Nothing is between the convolutions, so they are applied as the one that they amount to (but
+    at the ends of the horizon, where each of several would be padded).
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ class TextTable(nn.Module):
         self.kind = "calendar" if config.text == "calendar" else config.text_encoder
         if self.kind == "backbone":
             encoder = self._encoder()
-            self.width, self.fingerprint = encoder.width, encoder.fingerprint
+            self.width, self.fingerprint = encoder.width, encoder.identity
         elif self.kind == "calendar":
             self.width = N_NUMBERS * (2 if config.dynamic == "window" else 1)
         else:
@@ -74,7 +74,8 @@ class TextTable(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what trained weights depend on and no tensor shows."""
-        told = {name: getattr(self.config, name) for name in ("text_encoder", "dynamic", "stamps")}
+        told = {name: getattr(self.config, name) for name in ("dynamic", "stamps")}
+        told["text_encoder"] = self.kind
         return {**told, "backbone": self.config.backbone, "fingerprint": self.fingerprint}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -157,7 +158,6 @@ class TextProjection(nn.Module):
 
     def forward(self, codes: Tensor, rows: Tensor) -> Tensor:
         """Map codes of any shape (...) to (n_outputs, ...); a code of 0 is mapped to 0."""
-        codes = codes.clamp_max(len(rows) - 1)  # exporters try a network with any number
         if self.dropout.training and self.dropout.p:
             codes = codes * self.dropout(torch.ones_like(codes, dtype=rows.dtype)).bool()
         if len(rows) > codes.numel():

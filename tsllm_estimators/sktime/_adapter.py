@@ -37,7 +37,7 @@ from tsllm_estimators.sktime._likelihoods import DISCRETE
 from tsllm_estimators.sktime._scales import check_values, scale_of
 from tsllm_estimators.sktime._series import Series
 from tsllm_estimators.sktime._sharing import Shareable
-from tsllm_estimators.sktime._texts import series_texts
+from tsllm_estimators.sktime._texts import check_described, series_texts
 
 _Scale = tuple[np.ndarray, np.ndarray]
 
@@ -131,6 +131,8 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         """Return an engine to train: with weights if there are any to start from, else new."""
         self._check_arguments()
         self._check_series(y)
+        if self._reads_text:
+            check_described(self, split_instances(y))
         covariates = choose_columns(X, self.past_covariates)
         texts = text_columns(X) if self._reads_text else frozenset()
         check_columns(X, covariates, ahead=False, texts=texts if self._reads_text else None)

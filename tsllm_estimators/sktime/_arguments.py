@@ -118,6 +118,8 @@ class HostArguments:
             trainer["max_steps"] = self.max_steps
         if self.max_time is not None:
             trainer["max_time"] = {"seconds": self.max_time}
+        if isinstance(arguments.get("description"), Mapping):  # keys that JSON can say
+            arguments["description"] = {str(k): v for k, v in arguments["description"].items()}
         return {
             **arguments,
             **sizes,

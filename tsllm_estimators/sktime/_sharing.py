@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from tsllm_estimators.llm.fine_tuning import plain_adapter
@@ -45,6 +46,8 @@ class Shareable:
         arguments = {k: v for k, v in self.get_params(deep=False).items() if k not in _LEFT_BEHIND}
         if "adapter" in arguments:
             arguments["adapter"] = plain_adapter(arguments["adapter"])
+        if isinstance(arguments.get("description"), Mapping):  # keys that JSON can say
+            arguments["description"] = {str(k): v for k, v in arguments["description"].items()}
         engine.save_pretrained(directory, arguments)
 
     @classmethod

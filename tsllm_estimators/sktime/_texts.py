@@ -1,6 +1,6 @@
 """What a series itself tells in words: its calendar and its description, as codes."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,23 +28,29 @@ def series_texts(forecaster: Any, key: Hashable, index: pd.Index, freq: Any) -> 
     -------
     array
         Shape (t, 1), or (t, 2) where descriptions differ between instances.
-
-    Raises
-    ------
-    ValueError
-        If descriptions differ and each instance has a forecaster of its own, which does not know
-        whose it is.
     """
     stamps, positions = stamps_of(index, freq, dated=forecaster.stamps == "dated")
     codes = [column_codes(POSITION if s is None else s for s in stamps)[positions]]
     description = forecaster.description
-    if isinstance(description, Mapping):
-        if forecaster.broadcasting:
-            raise ValueError(
-                "description must be one text where broadcasting=True, found a dict; a forecaster "
-                "of each instance does not know its key. Use broadcasting=False."
-            )
+    if isinstance(description, Mapping) and forecaster.text in ("both", "static"):
         # names that JSON has carried are texts
         own = description.get(key, description.get(str(key)))
         codes.append(np.repeat(column_codes([own]), len(index)))
     return np.stack(codes, 1)
+
+
+def check_described(forecaster: Any, keys: Collection[Hashable]) -> None:
+    """Raise ``ValueError`` if descriptions by instance cannot reach any instance."""
+    description = forecaster.description
+    if not isinstance(description, Mapping) or forecaster.text not in ("both", "static"):
+        return
+    if forecaster.broadcasting:
+        raise ValueError(
+            "description must be one text where broadcasting=True, found a dict; a forecaster of "
+            "each instance does not know its key. Use broadcasting=False."
+        )
+    if not any(key in description or str(key) in description for key in keys):
+        raise ValueError(
+            "description: expected one text, or texts by the keys of instances such as "
+            f"{next(iter(keys))!r}, found the keys {list(description)!r}."
+        )
