@@ -46,6 +46,8 @@ check: $(STAMP)  ## Format, lint, types and the fast tests
 bench: $(STAMP)  ## Run the benchmarks that are not stored yet (hours; needs TSLLM_DATA)
 	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/speed.py
 	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/time_llama.py
+	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/text.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/lemole.py
 	$(BIN)/python examples/benchmarks/adapters.py
 	$(BIN)/python examples/benchmarks/airline.py
 	$(BIN)/python examples/benchmarks/etth1.py
@@ -53,6 +55,7 @@ bench: $(STAMP)  ## Run the benchmarks that are not stored yet (hours; needs TSL
 examples: $(STAMP)  ## Run the examples
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/adapters.py
+	$(BIN)/python examples/announced_events.py
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into docs/_build
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build

@@ -166,14 +166,83 @@ def test_the_time_llama_benchmark_in_small(tmp_path, monkeypatch, capsys):
         benchmark.main([*sizes, "--backbone", "tiny", "--results", str(results)])
     few, many, overhead, growth = json.loads(results.read_text())
     assert growth["n_variates"] == [2, 4]
-    assert growth["exponent"] == pytest.approx(benchmark.growth_exponent([few, many]))
+    seconds = [1 / row["windows_per_second"]["time_llama"] for row in (few, many)]
+    assert growth["exponent"] == pytest.approx(benchmark.growth_exponent([2, 4], seconds))
     speed = many["windows_per_second"]
     assert many["ahead"] == pytest.approx(speed["time_llama"] / speed["patches"])
     assert few["batch_size"] > many["batch_size"]
     assert overhead["flops"]["lora"] == pytest.approx(overhead["flops"]["dynalora"], rel=0.2)
     assert overhead["flops"]["frozen"] == 0
-    rows = [{"n_variates": n, "windows_per_second": {"time_llama": 8 / n**2}} for n in (2, 4, 8)]
-    assert benchmark.growth_exponent(rows) == pytest.approx(2)
+    sizes = [2, 4, 8]
+    assert benchmark.growth_exponent(sizes, [3 * n**2 for n in sizes]) == pytest.approx(2)
+
+
+def test_the_text_benchmark_in_small(tmp_path, monkeypatch, capsys):
+    """In one process here; each row has a cache of its own, which is full the second time."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    text = importlib.import_module("text")
+    assert len(set(text.stamps(500))) == 500
+    assert len(set(text.short_texts(400))) == 168
+    full = []
+
+    def run(command, env, **_):
+        folder = Path(env["TSLLM_CACHE"])
+        full.append((folder, any(file.is_file() for file in folder.rglob("*"))))
+        monkeypatch.setenv("TSLLM_CACHE", str(folder))
+        capsys.readouterr()
+        text.main(command[2:])
+        return subprocess.CompletedProcess(command, 0, capsys.readouterr().out)
+
+    monkeypatch.setattr(text.subprocess, "run", run)
+    results = tmp_path / "text.json"
+    sizes = ["--n", "500", "--n-short", "7", "--backbone", "tiny"]
+    for _ in range(2):
+        text.main([*sizes, "--results", str(results)])
+    assert [is_full for _, is_full in full] == [False, True] * 2
+    assert full[0][0] == full[1][0] != full[2][0] == full[3][0]
+    rows = json.loads(results.read_text())
+    assert [(row["run"], row["n"]) for row in rows] == [("stamps", 500), ("short texts", 7)]
+    for row in rows:
+        assert 0 < row["seconds_of_loading_the_model"] < row["seconds_from_disk"]
+        assert row["seconds_from_memory"] > 0
+        assert row["seconds_first"] > 0
+    assert 0 < rows[1]["megabytes_on_disk"] < rows[0]["megabytes_on_disk"] < 1
+
+
+def test_the_lemole_benchmark_in_small(tmp_path, monkeypatch):
+    """Ratios are within a round, whose order alternates; their median is what counts."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    lemole = importlib.import_module("lemole")
+    results = tmp_path / "lemole.json"
+    sizes = ["--rows", "450", "--rounds", "1", "--batch-sizes", "16", "--lookbacks", "16", "32"]
+    for _ in range(2):
+        lemole.main([*sizes, "--synthetic", "--backbone", "tiny", "--results", str(results)])
+    train, inference, growth, longest = json.loads(results.read_text())
+    for measured in (train["epoch"], train["before"], inference["forecast"]):
+        assert measured["seconds"].keys() - measured["ratio"].keys() == {"dlinear"}
+        for kind in ("", "cpu_"):
+            seconds = measured[f"{kind}seconds"]
+            for name, ratio in measured[f"{kind}ratio"].items():  # of the one round
+                assert ratio == pytest.approx(seconds[name] / seconds["dlinear"])
+    assert inference["windows"] == 150 - 96 + 1
+    exponent = lemole.growth_exponent([16, 32], growth["seconds_of_a_step"])
+    assert growth["exponent"] == pytest.approx(exponent)
+    assert (longest["lookback"], longest["windows"]) == (32, 450 - 32 - 96 + 1)
+    assert longest["finite"]
+
+    called = []
+
+    def call(name):
+        called.append(name)
+        turn = (len(called) - 1) // 6  # a machine that gets slower
+        return {"epoch": (2**turn * (1 if name == "dlinear" else 2 + turn), 1.0)}
+
+    found = lemole.compared(call, rounds=3)["epoch"]
+    assert called[:6] == called[11:5:-1] == called[12:]
+    assert found["seconds"]["dlinear"] == 2
+    assert found["ratio"]["lemole"] == 3
+    assert found["range"]["lemole"] == [2, 4]
+    assert found["cpu_ratio"]["lemole"] == 1
 
 
 def test_missing_data_say_where_they_are_published(tmp_path, monkeypatch):

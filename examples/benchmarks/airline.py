@@ -18,10 +18,10 @@ from _store import FOLDER, Results
 from sktime.datasets import load_airline
 from sktime.forecasting.naive import NaiveForecaster
 
-from tsllm_estimators import CALFForecaster, TimeLlamaForecaster
+from tsllm_estimators import CALFForecaster, LeMoLEForecaster, TimeLlamaForecaster
 
 MONTHS = 24
-RUNS = {"calf": CALFForecaster, "time-llama": TimeLlamaForecaster}
+RUNS = {"calf": CALFForecaster, "time-llama": TimeLlamaForecaster, "lemole": LeMoLEForecaster}
 
 
 def run(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:

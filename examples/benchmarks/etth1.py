@@ -23,7 +23,7 @@ from darts import TimeSeries
 from darts.models import DLinearModel, NaiveSeasonal
 from pytorch_lightning.callbacks import EarlyStopping
 
-from tsllm_estimators import CALFModel, TimeLlamaModel
+from tsllm_estimators import CALFModel, LeMoLEModel, TimeLlamaModel
 from tsllm_estimators.adapters import record_routing
 
 HORIZON = 96
@@ -31,6 +31,7 @@ TRAIN, VALIDATION, TEST = 8640, 11520, 14400
 
 # One row per run: the model class and what differs from its defaults.
 CALF = {"input_chunk_length": 96, "n_epochs": 4}
+LEMOLE = {"input_chunk_length": 336, "n_epochs": 10, "early_stopping_patience": 3}
 TIME_LLAMA = {"input_chunk_length": 512, "n_epochs": 5}
 # The papers' few-shot setting: the first context and 5 % of the windows after it.
 FEW_SHOT = {"input_chunk_length": 512, "n_epochs": 20, "train_rows": 512 + (TRAIN - 512) // 20}
@@ -63,34 +64,45 @@ RUNS: dict[str, tuple[type, dict[str, Any]]] = {
         DLinearModel,
         {**DLINEAR, **FEW_SHOT, "n_epochs": 40, "batch_size": 32, "lr": 1e-3},
     ),
+    "lemole": (LeMoLEModel, LEMOLE),
+    "lemole-static": (LeMoLEModel, {**LEMOLE, "text": "static"}),
+    "lemole-dynamic": (LeMoLEModel, {**LEMOLE, "text": "dynamic"}),
+    "lemole-calendar": (LeMoLEModel, {**LEMOLE, "text": "calendar"}),
+    "lemole-none": (LeMoLEModel, {**LEMOLE, "text": "none"}),
+    "lemole-hash": (LeMoLEModel, {**LEMOLE, "text_encoder": "hash"}),
+    "lemole-learned": (LeMoLEModel, {**LEMOLE, "text_encoder": "learned"}),
+    "lemole-window": (LeMoLEModel, {**LEMOLE, "dynamic": "window"}),
+    "lemole-dated": (LeMoLEModel, {**LEMOLE, "stamps": "dated"}),
+    "lemole-equal": (LeMoLEModel, {**LEMOLE, "text": "none", "lookbacks": [336] * 4}),
     "dlinear-l1": (DLinearModel, DLINEAR),
     "dlinear-l1-336": (DLinearModel, {**DLINEAR, "input_chunk_length": 336}),
     "seasonal-naive-24": (NaiveSeasonal, {"K": 24}),
 }
 
 
-def load(data: Path) -> np.ndarray:
-    """Return the standardised values, shape (14400, 7), float32."""
+def load(data: Path) -> pd.DataFrame:
+    """Return the standardised values by hour, shape (14400, 7), float32."""
     path = data / "ETTh1.csv"
     if not path.exists():
         raise FileNotFoundError(
             f"{path} not found: set TSLLM_DATA to a folder with ETTh1.csv of the repository "
             "zhouhaoyi/ETDataset."
         )
-    values = pd.read_csv(path, index_col="date").to_numpy(np.float64)[:TEST]
-    mean, deviation = values[:TRAIN].mean(0), values[:TRAIN].std(0)
-    return ((values - mean) / deviation).astype(np.float32)
+    frame = pd.read_csv(path, index_col="date", parse_dates=True)[:TEST]
+    train = frame[:TRAIN]
+    return ((frame - train.mean()) / train.std(ddof=0)).astype(np.float32)
 
 
-def errors(model: Any, values: np.ndarray, start: int, stop: int) -> dict[str, Any]:
+def errors(model: Any, frame: pd.DataFrame, start: int, stop: int) -> dict[str, Any]:
     """Return the errors over every window of a part, and what routers chose for them."""
+    values = frame.to_numpy()
     windows = np.lib.stride_tricks.sliding_window_view(values[start:stop], HORIZON, axis=0)
     windows, usage = windows.transpose(0, 2, 1), None
     if isinstance(model, NaiveSeasonal):
         steps = np.arange(HORIZON) % model.K - model.K
         forecast = np.stack([values[start + first + steps] for first in range(len(windows))])
     else:
-        history = TimeSeries.from_values(values[start - model.input_chunk_length : stop])
+        history = series(frame[start - model.input_chunk_length : stop])
         with record_routing() as routing:
             forecasts = model.historical_forecasts(
                 history,
@@ -110,6 +122,11 @@ def errors(model: Any, values: np.ndarray, start: int, stop: int) -> dict[str, A
     return found | ({"routing": {layer: used._asdict() for layer, used in usage}} if usage else {})
 
 
+def series(frame: pd.DataFrame) -> TimeSeries:
+    """Return rows as a darts series with their calendar."""
+    return TimeSeries(frame.index, frame.to_numpy(), freq="h", components=frame.columns)
+
+
 def build(name: str, seed: int, settings: dict[str, Any]) -> Any:
     """Return the untrained model of a run."""
     model_class, arguments = RUNS[name][0], dict(settings)
@@ -127,21 +144,21 @@ def build(name: str, seed: int, settings: dict[str, Any]) -> Any:
     return model_class(output_chunk_length=HORIZON, random_state=seed, **arguments)
 
 
-def run(name: str, seed: int, split: str, settings: dict[str, Any], values: np.ndarray) -> dict:
+def run(name: str, seed: int, split: str, settings: dict[str, Any], frame: pd.DataFrame) -> dict:
     """Train one model and return what it reached."""
     model = build(name, seed, settings)
     begin = time.perf_counter(), time.process_time()
     network, epochs = None, 0
     if not isinstance(model, NaiveSeasonal):
-        validation = values[TRAIN - model.input_chunk_length : VALIDATION]
-        train = values[: settings.get("train_rows", TRAIN)]
-        model.fit(TimeSeries.from_values(train), val_series=TimeSeries.from_values(validation))
+        validation = frame[TRAIN - model.input_chunk_length : VALIDATION]
+        train = frame[: settings.get("train_rows", TRAIN)]
+        model.fit(series(train), val_series=series(validation))
         network, epochs = model.model, model.epochs_trained
     seconds, cpu_seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
     part = (VALIDATION, TEST) if split == "test" else (TRAIN, VALIDATION)
     trained = network.parameters() if network is not None else ()
     return {
-        **errors(model, values, *part),
+        **errors(model, frame, *part),
         "epochs": epochs,
         "trainable_parameters": sum(p.numel() for p in trained if p.requires_grad),
         "fit_seconds": round(seconds, 1),
@@ -159,14 +176,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=FOLDER / "etth1.json")
     options = parser.parse_args(arguments)
     changes = {k: json.loads(v) for k, v in (item.split("=", 1) for item in options.set)}
-    values = load(Path(os.environ.get("TSLLM_DATA", ".")))
+    frame = load(Path(os.environ.get("TSLLM_DATA", ".")))
     results = Results(options.results)
     for name in options.runs:
         for seed in options.seeds:
             settings = {**RUNS[name][1], **changes}
             key = {"run": name, "seed": seed, "split": options.split, "settings": settings}
             if key not in results:
-                results.add(key, run(name, seed, options.split, settings, values))
+                results.add(key, run(name, seed, options.split, settings, frame))
 
 
 if __name__ == "__main__":

@@ -153,6 +153,13 @@ def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def growth_exponent(sizes: list[int], seconds: list[float]) -> float:
+    """Return the slope of log time against log size, by least squares."""
+    x, y = torch.tensor([sizes, seconds], dtype=torch.float64).log()
+    x = x - x.mean()
+    return ((x * y).sum() / x.square().sum()).item()
+
+
 def measure(
     batch_size: int, rounds: int, shape: dict[str, int], vocabulary: int, words: int
 ) -> Any:

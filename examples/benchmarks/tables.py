@@ -56,7 +56,7 @@ def validation(run: str, shown: tuple[str, ...]) -> str:
             f"{row['mae']:.4f}",
         ]
         for row in sorted(rows("etth1_validation"), key=lambda row: row["mse"])
-        if row["run"] == run
+        if row["run"].startswith(run)
     ]
     return table([*shown, "seed", "MSE", "MAE"], body)
 
@@ -75,6 +75,24 @@ def airline() -> str:
         if not row["settings"]
     ]
     return table(["run", "seed", "MAE", "seasonal naive, MAE", "months inside 90 %"], body)
+
+
+def announced_events() -> str:
+    """Return the mean error over the shops of each run, by what was announced."""
+    by_run = defaultdict(list)
+    for row in rows("announced_events"):
+        by_run[row["run"]].append(row["mse"])
+    parts = list(next(iter(by_run.values()))[0])
+    none = mean(errors[parts[0]] for errors in by_run['text="none"'])
+    body = [
+        [
+            run,
+            *(f"{mean(errors[part] for errors in shops):,.0f}" for part in parts),
+            f"{mean(errors[parts[0]] for errors in shops) / none:.0%}",
+        ]
+        for run, shops in by_run.items()
+    ]
+    return table(["told", *parts, "of none, weeks with events"], body)
 
 
 def speed() -> str:
@@ -195,6 +213,81 @@ def dynalora_overhead() -> str:
     return table([*header, "LoRA, FLOPs", "D-LoRA, FLOPs"], body)
 
 
+def text_encoding() -> str:
+    """Return the time of encoding texts, and of finding them in the cache."""
+    names = ("first", "from_disk", "of_loading_the_model", "from_memory")
+    body = [
+        [
+            row["run"],
+            f"{row['n']:,}",
+            *(f"{row[f'seconds_{name}']:.3f}" for name in names),
+            f"{row['megabytes_on_disk']:.1f}",
+        ]
+        for row in rows("text")
+    ]
+    header = ["texts", "distinct", "first, s", "from disk, s", "of it the model, s"]
+    return table([*header, "from memory, s", "on disk, MB"], body)
+
+
+def lemole_speed(what: str, digits: int) -> str:
+    """Return the seconds of LeMoLE's variants, and their ratios to DLinear's."""
+    body = []
+    for row in rows("lemole"):
+        found = row.get(what, {}) if row["run"] in ("train", "inference") else {}
+        for name, seconds in found.get("seconds", {}).items():
+            ratios = ["", "", ""]
+            if name in found["ratio"]:
+                low, high = found["range"][name]
+                ratios = [f"{found['ratio'][name]:.2f}", f"{low:.2f} to {high:.2f}"]
+                ratios.append(f"{found['cpu_ratio'][name]:.2f}")
+            body.append([str(row["batch_size"]), name, f"{seconds:.{digits}f}", *ratios])
+    if what == "forecast":  # of one batch size
+        body = [line[1:] for line in body]
+    header = ["model", "s", "ratio", "of single rounds", "ratio, CPU"]
+    return table(header if what == "forecast" else ["batch", *header], body)
+
+
+def lemole_reading() -> str:
+    """Return the ratios that the aims are about."""
+    said = []
+    for row in rows("lemole"):
+        if row["run"] == "train":
+            clock, cpu = row["epoch"]["ratio"], row["epoch"]["cpu_ratio"]
+            pairs = (f"{clock[name]:.2f} ({cpu[name]:.2f})" for name in ("lemole", "text=none"))
+            said.append("{} with texts and {} without at batch ".format(*pairs))
+            said[-1] += str(row["batch_size"])
+    return ", ".join(said)
+
+
+def lemole_growth() -> str:
+    """Return the time of a training step of the bare network by lookback."""
+    row = next(row for row in rows("lemole") if row["run"] == "growth")
+    pairs = zip(row["lookbacks"], row["seconds_of_a_step"], strict=True)
+    body = [[str(lookback), f"{1000 * seconds:.1f}"] for lookback, seconds in pairs]
+    return table(["lookback", "step, ms"], body)
+
+
+def lemole_exponent() -> str:
+    """Return how the time of a training step grows with the lookback."""
+    row = next(row for row in rows("lemole") if row["run"] == "growth")
+    return f"the power {row['exponent']:.2f}"
+
+
+def lemole_longest() -> str:
+    """Return what the longest lookback takes."""
+    row = next(row for row in rows("lemole") if row["run"] == "longest")
+    return (
+        f"{row['parameters']:,} parameters, {row['epoch']:.1f} s for an epoch of "
+        f"{row['windows']:,} windows"
+    )
+
+
+def lemole_load() -> str:
+    """Return how busy the machine was."""
+    loads = [row["load"] for row in rows("lemole")]
+    return f"{min(loads):.1f} to {max(loads):.1f}"
+
+
 BUILDERS = {
     "etth1": etth1,
     "validation": lambda: validation("calf", ("output_weight", "lr", "head_dropout")),
@@ -202,7 +295,11 @@ BUILDERS = {
         "time-llama",
         ("backbone", "backbone_layers", "residual", "positions", "lr", "batch_size"),
     ),
+    "validation_lemole": lambda: validation(
+        "lemole", ("input_chunk_length", "lr", "dropout", "text", "dynamic", "lookbacks")
+    ),
     "airline": airline,
+    "announced_events": announced_events,
     "speed": speed,
     "speed_parts": speed_parts,
     "sktime_overhead": sktime_overhead,
@@ -212,6 +309,15 @@ BUILDERS = {
     "variates": variates,
     "growth": growth,
     "dynalora_overhead": dynalora_overhead,
+    "text_encoding": text_encoding,
+    "lemole_epoch": lambda: lemole_speed("epoch", 2),
+    "lemole_before": lambda: lemole_speed("before", 3),
+    "lemole_forecast": lambda: lemole_speed("forecast", 2),
+    "lemole_reading": lemole_reading,
+    "lemole_growth": lemole_growth,
+    "lemole_exponent": lemole_exponent,
+    "lemole_longest": lemole_longest,
+    "lemole_load": lemole_load,
 }
 
 

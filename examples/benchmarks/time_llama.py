@@ -10,14 +10,13 @@ ratios of medians. Results go to ``docs/results/time_llama.json``.
 """
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from _store import FOLDER, Results
-from speed import in_turn
+from speed import growth_exponent, in_turn
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -76,14 +75,6 @@ def windows_per_second(backbone: str, n_variates: int, batch_size: int, rounds: 
         "windows_per_second": {name: batch_size / time for name, time in times.items()},
         "ahead": times["patches"] / times["time_llama"],
     }
-
-
-def growth_exponent(rows: list[dict[str, Any]]) -> float:
-    """Return the slope of log time of a window against log variates, by least squares."""
-    x = torch.tensor([math.log(row["n_variates"]) for row in rows], dtype=torch.float64)
-    y = torch.tensor([-math.log(row["windows_per_second"]["time_llama"]) for row in rows])
-    x = x - x.mean()
-    return ((x * y).sum() / x.square().sum()).item()
 
 
 def adapted(backbone: str, adapter: dict[str, Any] | None) -> Backbone:
@@ -154,7 +145,10 @@ def main(arguments: list[str] | None = None) -> None:
     key = {"run": "growth", "backbone": options.backbone, "n_variates": options.variates}
     if key not in results:
         rows = [row for row in results.rows if row["run"] == "variates"]
-        results.add(key, {"exponent": growth_exponent(rows)})
+        speeds = [row["windows_per_second"]["time_llama"] for row in rows]
+        seconds = [1 / speed for speed in speeds]
+        exponent = growth_exponent([row["n_variates"] for row in rows], seconds)
+        results.add(key, {"exponent": exponent})
 
 
 if __name__ == "__main__":
