@@ -54,6 +54,15 @@ def test_ctrl_c_keeps_what_was_learned(method):
     assert np.array_equal(model.predict(6).values(), short.predict(6).values())
 
 
+@pytest.fixture
+def _heard():
+    """Hear Ctrl-C, which a shell makes its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heard")
 def test_a_second_ctrl_c_interrupts_the_program(method):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
