@@ -343,19 +343,14 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
             target = (frame.to_numpy(np.float64) - mean) / deviation
             if key not in rows and (past or future):
                 raise ValueError(f"X: expected rows for the instance {key!r} of y, found none.")
-            own, known = rows.get(key, X), frame.index
-            index, needed = known, extended(known, ahead, freq)
+            own, known, rows_ahead = rows.get(key, X), frame.index, None
             if future or self._reads_text:  # all that is known up to the end of the last horizon
                 n_ahead = -(-max(ahead, 1) // engine.horizon) * engine.horizon
                 index = extended(known, n_ahead, freq)
-            series[key] = Series(
-                target,
-                rows_at(own, known, past, needed=known),
-                rows_at(own, index, future, needed=needed),
-            )
+                rows_ahead = rows_at(own, index, future, needed=index[: len(known) + ahead])
+            series[key] = Series(target, rows_at(own, known, past, needed=known), rows_ahead)
             if self._reads_text:
-                told = series_texts(self, key, index, freq)
-                series[key] = series[key].told(told)
+                series[key] = series[key].told(series_texts(self, key, index, freq))
         return series
 
     def _check_series(self, y: pd.DataFrame) -> None:
