@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsllm_estimators._validate import check_choice, check_integer
 from tsllm_estimators.llm.fine_tuning import ADAPTER, inject_adapter
-from tsllm_estimators.llm.pristine import DEFAULT_BACKBONE, Pristine, Request, pristine, source_of
+from tsllm_estimators.llm.pristine import DEFAULT_BACKBONE, Pristine, pristine, request_for
 from tsllm_estimators.llm.stand_ins import STAND_INS
 from tsllm_estimators.llm.tokens import token_ids
 
@@ -65,11 +64,7 @@ def load_backbone(
     ValueError
         If an argument does not fit the model.
     """
-    check_choice("backbone_weights", weights, ("pretrained", "random"))
-    check_integer("backbone_layers", layers, 1, optional=True)
-    request = Request(
-        backbone, layers, default_layers, weights, causal, dict(kwargs or {}), source_of(backbone)
-    )
+    request = request_for(backbone, layers, default_layers, weights, causal, kwargs)
     return Backbone(pristine(request))
 
 

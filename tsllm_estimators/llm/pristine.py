@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tsllm_estimators._validate import check_choice, check_integer
 from tsllm_estimators.llm.stand_ins import STAND_INS, StandIn
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -50,6 +51,21 @@ class Request:
             stats = [(f.name, f.stat()) for f in sorted(Path(self.source).iterdir())]
             files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         return repr((self, files))
+
+
+def request_for(
+    backbone: str,
+    layers: int | None,
+    default_layers: int | None,
+    weights: str,
+    causal: bool | None,
+    kwargs: Mapping[str, Any] | None,
+) -> Request:
+    """Return a request for the weights of a backbone, whose arguments are checked."""
+    check_choice("backbone_weights", weights, ("pretrained", "random"))
+    check_integer("backbone_layers", layers, 1, optional=True)
+    source = source_of(backbone)
+    return Request(backbone, layers, default_layers, weights, causal, dict(kwargs or {}), source)
 
 
 @dataclass

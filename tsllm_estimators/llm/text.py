@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsllm_estimators._validate import check_choice, check_integer
 from tsllm_estimators.llm import text_cache
 from tsllm_estimators.llm.backbone import position_names
 from tsllm_estimators.llm.pristine import (
@@ -29,6 +28,7 @@ from tsllm_estimators.llm.pristine import (
     fingerprint_of,
     is_causal,
     pristine,
+    request_for,
     source_of,
 )
 from tsllm_estimators.llm.progress import ProgressBar
@@ -73,16 +73,13 @@ def load_text_encoder(
     ValueError
         If an argument does not fit the model, or the backbone is a stand-in.
     """
-    check_choice("backbone_weights", weights, ("pretrained", "random"))
-    check_integer("backbone_layers", layers, 1, optional=True)
-    source = source_of(backbone)
+    request = request_for(backbone, layers, None, weights, causal, kwargs)
     if backbone in STAND_INS:
         raise ValueError(
             f"backbone must be a language model where texts are encoded, found the stand-in "
             f"{backbone!r}. Choose a Hugging Face id, a local directory or 'tiny', or leave the "
             "texts out."
         )
-    request = Request(backbone, layers, None, weights, causal, dict(kwargs or {}), source)
     _traits(request)
     return TextEncoder(request)
 
