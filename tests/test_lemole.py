@@ -17,7 +17,6 @@ from tsllm_estimators.networks.linear_experts import Experts, Mixing
 
 LEMOLE = next(method for method in METHODS if method.name == "lemole")
 LENGTH, HORIZON, N = 12, 6, 4
-EVENTS = ("", "sale", "strike")
 
 
 def build(n_variates=3, seed=0, shapes=None, **settings):

@@ -1,6 +1,7 @@
 """What a darts model does so that its network reads texts: series in, digits out."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tsllm_estimators.darts._texts import (
@@ -102,13 +103,8 @@ class ReadsTexts:
         else:
             vocabulary = self._vocabulary = self._vocabulary or Vocabulary()
 
-        def prompt(description: str | None) -> str:
-            return compose_prompt(
-                context_length=self.input_chunk_length,
-                horizon=self.output_chunk_length,
-                description=description,
-            )
-
+        sizes = {"context_length": self.input_chunk_length, "horizon": self.output_chunk_length}
+        prompt = partial(compose_prompt, **sizes)
         digits = Digits(read, vocabulary, prompt, self._settings, self.input_chunk_length)
         return digits.past(series, past, n_ahead), digits.future(series, future, n_ahead)
 

@@ -30,8 +30,6 @@ CALENDAR, DESCRIPTION = "calendar:stamps", "description:text"
 _METADATA = "texts"
 _BASE, _N_DIGITS = 128, 3
 
-Columns = Mapping[str, Sequence[str]]
-
 
 def text_covariates(
     texts: Iterable[str | None], times: Any, name: str = "text", dtype: Any = np.float32
@@ -155,7 +153,7 @@ class Digits:
     vocabulary : Vocabulary
         Of the network.
     prompt : callable
-        From a description, or None, to the static text of a series.
+        From ``description=``, a text or None, to the static text of a series.
     settings : mapping
         The arguments ``description``, ``stamps`` and ``dynamic`` of the network.
     length : int
@@ -166,7 +164,7 @@ class Digits:
         self,
         read: Iterable[str],
         vocabulary: Vocabulary,
-        prompt: Callable[[str | None], str],
+        prompt: Callable[..., str],
         settings: Mapping[str, Any],
         length: int,
     ) -> None:
@@ -241,7 +239,7 @@ class Digits:
             description = self.settings["description"]
             if isinstance(description, Mapping):
                 description = description.get(target.components[0])
-        return np.repeat(self.vocabulary.codes([self.prompt(description)]), n)
+        return np.repeat(self.vocabulary.codes([self.prompt(description=description)]), n)
 
     def _coded(self, entries: Sequence[Hashable], positions: np.ndarray) -> np.ndarray:
         codes = self.vocabulary.codes(entries)
@@ -273,6 +271,16 @@ class Digits:
         return TimeSeries(times, joined, components=names, freq=like.freq, copy=False)
 
 
+def n_digits(n_codes: int) -> int:
+    """Return how many components carry codes."""
+    return _N_DIGITS * n_codes
+
+
+def n_numbers(n_components: int | None, n_codes: int) -> int:
+    """Return how many components of a sample are no digits."""
+    return (n_components or 0) - n_digits(n_codes)
+
+
 def split_digits(values: Tensor | None, n_codes: int) -> tuple[Tensor | None, Tensor | None]:
     """Return the covariates (b, t, k) that are no digits, and the codes (b, t, n) of the rest.
 
@@ -285,31 +293,20 @@ def split_digits(values: Tensor | None, n_codes: int) -> tuple[Tensor | None, Te
     """
     if values is None or not n_codes:
         return values, None
-    n_digits = _N_DIGITS * n_codes
-    digits = values[..., -n_digits:].float().nan_to_num(nan=0.0).round()  # exact up to 2^24
+    n = values.shape[-1] - n_digits(n_codes)
+    digits = values[..., n:].float().nan_to_num(nan=0.0).round()  # exact up to 2^24
     powers = float(_BASE) ** torch.arange(_N_DIGITS, device=values.device)
     # no matrix product, which mixed precision would round
     codes = (digits.unflatten(-1, (n_codes, _N_DIGITS)) * powers).sum(-1).long()
-    numbers = values[..., :-n_digits]
-    return (numbers if numbers.shape[-1] else None), codes
+    return (values[..., :n] if n else None), codes
 
 
 def without_texts(values: Tensor | None, n_codes: int) -> Tensor | None:
     """Return covariates (b, t, k + digits of n codes) whose texts are empty."""
     if values is None or not n_codes:
         return values
-    n_digits = _N_DIGITS * n_codes
-    return torch.cat([values[..., :-n_digits], torch.zeros_like(values[..., -n_digits:])], -1)
-
-
-def n_digits(n_codes: int) -> int:
-    """Return how many components carry codes."""
-    return _N_DIGITS * n_codes
-
-
-def n_numbers(n_components: int | None, n_codes: int) -> int:
-    """Return how many components of a sample are no digits."""
-    return (n_components or 0) - n_digits(n_codes)
+    n = values.shape[-1] - n_digits(n_codes)
+    return torch.cat([values[..., :n], torch.zeros_like(values[..., n:])], -1)
 
 
 def _extended(series: TimeSeries, n_ahead: int) -> Any:

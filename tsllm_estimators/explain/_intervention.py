@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsllm_estimators.explain._windows import N_WINDOWS, arguments_of, check_length, check_method
-from tsllm_estimators.explain._windows import model_of as fitted_model_of
+from tsllm_estimators.explain._windows import (
+    N_WINDOWS,
+    arguments_of,
+    check_length,
+    check_method,
+    model_of,
+)
 from tsllm_estimators.networks.base import Batch
 from tsllm_estimators.networks.blocks import normalize_window
 
@@ -43,7 +48,7 @@ def shown_to_lemole(
 
     from tsllm_estimators.darts._windows import measured_windows
 
-    model = fitted_model_of(estimator)
+    model = model_of(estimator)
     check_method(model, "lemole", "LeMoLEModel or LeMoLEForecaster")
     module, shapes = model.model, model.model.network.shapes
     found, columns = arguments_of(estimator, series, X, past_covariates, future_covariates)

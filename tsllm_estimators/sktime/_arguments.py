@@ -10,6 +10,7 @@ import numpy as np
 from tsllm_estimators._options import EngineOptions
 from tsllm_estimators._validate import check_choice, check_integer, check_number
 from tsllm_estimators.sktime._likelihoods import BOUNDED, LIKELIHOODS
+from tsllm_estimators.sktime._texts import plain_description
 
 
 def set_parameters(estimator: Any, arguments: Mapping[str, Any]) -> None:
@@ -118,8 +119,8 @@ class HostArguments:
             trainer["max_steps"] = self.max_steps
         if self.max_time is not None:
             trainer["max_time"] = {"seconds": self.max_time}
-        if isinstance(arguments.get("description"), Mapping):  # keys that JSON can say
-            arguments["description"] = {str(k): v for k, v in arguments["description"].items()}
+        if "description" in arguments:
+            arguments["description"] = plain_description(arguments["description"])
         return {
             **arguments,
             **sizes,

@@ -2,11 +2,11 @@
 
 import inspect
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from tsllm_estimators.llm.fine_tuning import plain_adapter
 from tsllm_estimators.sktime._engine import read_forecaster
+from tsllm_estimators.sktime._texts import plain_description
 
 # What belongs to a machine or to a place, and what from_pretrained sets itself.
 _LEFT_BEHIND = {"checkpoint", "device", "fit_strategy", "trainer_kwargs", "verbose"}
@@ -46,8 +46,8 @@ class Shareable:
         arguments = {k: v for k, v in self.get_params(deep=False).items() if k not in _LEFT_BEHIND}
         if "adapter" in arguments:
             arguments["adapter"] = plain_adapter(arguments["adapter"])
-        if isinstance(arguments.get("description"), Mapping):  # keys that JSON can say
-            arguments["description"] = {str(k): v for k, v in arguments["description"].items()}
+        if "description" in arguments:
+            arguments["description"] = plain_description(arguments["description"])
         engine.save_pretrained(directory, arguments)
 
     @classmethod

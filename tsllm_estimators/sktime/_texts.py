@@ -31,26 +31,39 @@ def series_texts(forecaster: Any, key: Hashable, index: pd.Index, freq: Any) -> 
     """
     stamps, positions = stamps_of(index, freq, dated=forecaster.stamps == "dated")
     codes = [column_codes(POSITION if s is None else s for s in stamps)[positions]]
-    description = forecaster.description
-    if isinstance(description, Mapping) and forecaster.text in ("both", "static"):
-        # names that JSON has carried are texts
-        own = description.get(key, description.get(str(key)))
-        codes.append(np.repeat(column_codes([own]), len(index)))
+    described = _descriptions(forecaster)
+    if described is not None:
+        codes.append(np.repeat(column_codes([described.get(str(key))]), len(index)))
     return np.stack(codes, 1)
 
 
 def check_described(forecaster: Any, keys: Collection[Hashable]) -> None:
     """Raise ``ValueError`` if descriptions by instance cannot reach any instance."""
-    description = forecaster.description
-    if not isinstance(description, Mapping) or forecaster.text not in ("both", "static"):
+    described = _descriptions(forecaster)
+    if described is None:
         return
     if forecaster.broadcasting:
         raise ValueError(
             "description must be one text where broadcasting=True, found a dict; a forecaster of "
             "each instance does not know its key. Use broadcasting=False."
         )
-    if not any(key in description or str(key) in description for key in keys):
+    if not any(str(key) in described for key in keys):
         raise ValueError(
             "description: expected one text, or texts by the keys of instances such as "
-            f"{next(iter(keys))!r}, found the keys {list(description)!r}."
+            f"{next(iter(keys))!r}, found the keys {list(forecaster.description)!r}."
         )
+
+
+def plain_description(description: Any) -> Any:
+    """Return a description whose keys, if it is a dict, are the texts that JSON makes of them."""
+    if not isinstance(description, Mapping):
+        return description
+    return {str(key): text for key, text in description.items()}
+
+
+def _descriptions(forecaster: Any) -> dict[str, str] | None:
+    """Return the descriptions by instance, where they differ and are read."""
+    if forecaster.text not in ("both", "static"):
+        return None
+    described = plain_description(forecaster.description)
+    return described if isinstance(described, dict) else None
