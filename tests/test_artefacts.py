@@ -80,6 +80,27 @@ def test_the_adapter_loads_with_peft_alone(adapted_method, tmp_path):
         assert not torch.allclose(expected, load_backbone("tiny").eval()(tokens))
 
 
+def test_what_an_adapter_drew_and_froze_is_saved(adapted_method, tmp_path):
+    """LoRA-AMR's frozen factors are random: no name of a language model brings them back."""
+    adapter = {"peft_type": "LORA_AMR", "r": 4}
+    model = saved(
+        adapted_method, tmp_path / "shared", adapter=adapter, optimizer_kwargs={"lr": 0.01}
+    )
+    path = str(tmp_path / "model.pt")
+    model.save(path)
+    copied = adapted_method.darts(adapter=adapter)
+    copied.load_weights(path)
+    loaded = [adapted_method.model.load(path), copied]
+    loaded.append(adapted_method.model.from_pretrained(tmp_path / "shared"))
+    for other in loaded:
+        assert np.array_equal(forecast(other), forecast(model))
+    other.enable_finetuning = True  # darts' switch unfreezes what it finds
+    other._setup_finetuning(other.model)
+    drawn = [p for n, p in other.model.named_parameters() if "lora_amr_B" in n or "lora_amr_D" in n]
+    assert drawn
+    assert not any(p.requires_grad for p in drawn)
+
+
 def test_a_directory_can_move_and_serves_another_process(method, tmp_path):
     model = saved(method, tmp_path / "first")
     shutil.move(tmp_path / "first", tmp_path / "second")
@@ -181,9 +202,7 @@ def test_adapters_of_any_kind_and_language_models_of_other_dtypes_are_shared(
     settings = [
         {"adapter": LoraConfig(r=2, target_modules={"query"}, use_rslora=True)},
         {"adapter": "full"},
-        {"adapter": None},
         {"backbone_kwargs": {"dtype": "bfloat16"}},
-        {"backbone": "none", "backbone_kwargs": {"hidden_size": 8, "num_attention_heads": 2}},
     ]
     for number, changes in enumerate(settings):
         model = saved(adapted_method, tmp_path / str(number), **changes)
@@ -192,6 +211,20 @@ def test_adapters_of_any_kind_and_language_models_of_other_dtypes_are_shared(
     model = adapted_method.darts(backbone_kwargs={"dtype": torch.bfloat16}).fit(SERIES)
     with pytest.raises(ValueError, match=r"backbone_kwargs=.* cannot be saved without pickle"):
         model.save_pretrained(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": None},
+        {"backbone": "none", "backbone_kwargs": {"hidden_size": 8, "num_attention_heads": 2}},
+    ],
+    ids=["nothing", "a stand-in"],
+)
+def test_models_without_an_adapter_are_shared(running_method, changes, tmp_path):
+    model = saved(running_method, tmp_path, **changes)
+    loaded = running_method.model.from_pretrained(tmp_path)
+    assert np.array_equal(forecast(loaded), forecast(model))
 
 
 def test_a_precision_of_the_user_wins(method, tmp_path):

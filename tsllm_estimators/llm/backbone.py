@@ -4,13 +4,14 @@ A backbone is the stack of Transformer layers of a Hugging Face text model, fed 
 (``inputs_embeds``) in place of words. Two rules keep many estimators cheap and apart:
 
 * frozen tensors share the storage of the process's one pristine copy;
-* every tensor that may train is a copy of its own, and only those are in a ``state_dict``: the
-  rest is rebuilt from the model's name and compared with a fingerprint.
+* every tensor that may train is a copy of its own, and only those and the adapter's are in a
+  ``state_dict``: the rest is rebuilt from the model's name and compared with a fingerprint.
 """
 
 import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from tsllm_estimators.llm.fine_tuning import ADAPTER, inject_adapter
-from tsllm_estimators.llm.pristine import DEFAULT_BACKBONE, Pristine, pristine, request_for
+from tsllm_estimators.llm.pristine import (
+    DEFAULT_BACKBONE,
+    Pristine,
+    pristine,
+    request_for,
+    source_of,
+)
 from tsllm_estimators.llm.stand_ins import STAND_INS
 from tsllm_estimators.llm.tokens import token_ids
 
@@ -101,6 +108,7 @@ class Backbone(nn.Module):
         self._fingerprint = source.fingerprint
         self._request = source.request
         self._frozen: frozenset[str] = frozenset()
+        self._rebuilt: frozenset[str] = frozenset()  # the frozen ones that the name brings back
         self._register_frozen()
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_pre_hook(_fill_frozen)
@@ -211,6 +219,12 @@ class Backbone(nn.Module):
         ids = token_ids(text, self._request, len(self.word_embeddings))
         return self.word_embeddings[torch.tensor(ids, dtype=torch.long)]
 
+    @property
+    def source(self) -> Pristine:
+        """The process's pristine copy of the model, with the word embeddings."""
+        # where the files are is looked up anew: a pickle may come from another machine
+        return pristine(replace(self._request, source=source_of(self.name)))
+
     def release_word_embeddings(self) -> None:
         """Forget the word embeddings, once what needs them is derived."""
         self.word_embeddings = None
@@ -246,6 +260,11 @@ class Backbone(nn.Module):
         tensors = load_file(directory / _ADAPTER_FILE)
         names = self._adapter_names()
         return {name: tensors[key] for name, key in names.items() if key in tensors}
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Return the adapter's tensors, trained or not, by their names in the ``state_dict``."""
+        names, own = self._adapter_names(), self.model.state_dict()
+        return {name: own[name.removeprefix("model.")] for name in names}
 
     def _adapter_names(self) -> dict[str, str]:
         """Return PEFT's name of every adapter tensor, by its name in the ``state_dict``."""
@@ -297,6 +316,8 @@ class Backbone(nn.Module):
         trains = {name for name, p in self.named_parameters() if p.requires_grad}
         tensors = [*self.named_parameters(), *self.named_buffers()]
         self._frozen = frozenset(name for name, _ in tensors if name not in trains)
+        # an adapter may freeze what it drew at random
+        self._rebuilt = self._frozen.difference(self._adapter_names())
 
     def check_positions(self, n_positions: int, chosen: bool = False) -> None:
         """Refuse more positions than the model has, and chosen ones where it knows none.
@@ -353,13 +374,13 @@ def _cut_positions(module: nn.Embedding, n_positions: int) -> None:
 
 
 def _drop_frozen(module: Any, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    for name in module._frozen:
+    for name in module._rebuilt:
         state_dict.pop(prefix + name, None)
 
 
 def _fill_frozen(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if name in module._frozen and not _is_non_persistent(module, name):
+        if name in module._rebuilt and not _is_non_persistent(module, name):
             state_dict.setdefault(prefix + name, tensor)
 
 
