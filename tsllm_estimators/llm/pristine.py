@@ -149,7 +149,7 @@ def _load(request: Request) -> Pristine:
     kwargs = dict(request.kwargs)
     seed = kwargs.pop("seed", 0)
     if request.backbone in STAND_INS:
-        with _seeded(seed):
+        with seeded(seed):
             model: nn.Module = StandIn(request.backbone, request.layers, **kwargs)
     else:
         model = _load_transformer(request, kwargs, seed)
@@ -184,7 +184,7 @@ def _load_transformer(request: Request, kwargs: dict[str, Any], seed: int) -> nn
             config, unused = AutoConfig.from_pretrained(
                 request.source, return_unused_kwargs=True, **kwargs
             )
-            _cut(config, request)
+            cut_config(config, request)
             _fuse_activation(config)
             unused.pop("trust_remote_code", None)
             unused.pop("dtype", None)
@@ -193,7 +193,7 @@ def _load_transformer(request: Request, kwargs: dict[str, Any], seed: int) -> nn
                 for hub_only in ("revision", "local_files_only", "cache_dir", "token"):
                     unused.pop(hub_only, None)
                 dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-                with _seeded(seed):
+                with seeded(seed):
                     return AutoModel.from_config(copy.deepcopy(config), dtype=dtype, **unused)
             return AutoModel.from_pretrained(
                 request.source,
@@ -229,7 +229,7 @@ def _fuse_activation(config: Any) -> None:
             setattr(config, name, "gelu_pytorch_tanh")
 
 
-def _cut(config: Any, request: Request) -> None:
+def cut_config(config: Any, request: Request) -> None:
     """Shorten a model's config to its first layers."""
     available = config.num_hidden_layers
     if request.layers is not None and request.layers > available:
@@ -284,7 +284,8 @@ def fingerprint_of(model: nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a seed, and leave the process's generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""How far an encoding is."""
+"""How far the making or the encoding of texts is."""
 
 import time
 from typing import Any
@@ -8,11 +8,12 @@ _TRIAL_SECONDS = 0.5  # before the rest is estimated: the first batches are slow
 
 
 class ProgressBar:
-    """A progress bar that appears once seconds of encoding are in sight, if it is wanted."""
+    """A progress bar that appears once seconds of work are in sight, if it is wanted."""
 
-    def __init__(self, wanted: bool, n_texts: int) -> None:
+    def __init__(self, wanted: bool, n_texts: int, doing: str = "Encoding texts") -> None:
         self._wanted = wanted
         self._n_texts = n_texts
+        self._doing = doing
         self._begin = time.monotonic()
         self._bar: Any = None
 
@@ -26,7 +27,7 @@ class ProgressBar:
                 from tqdm import tqdm  # type: ignore[import-untyped]
 
                 shape = {"total": self._n_texts, "initial": n_done, "unit": " texts"}
-                self._bar = tqdm(desc="Encoding texts", **shape)
+                self._bar = tqdm(desc=self._doing, **shape)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

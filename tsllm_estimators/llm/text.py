@@ -13,7 +13,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,19 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from tsllm_estimators.llm import text_cache
-from tsllm_estimators.llm.backbone import position_names
-from tsllm_estimators.llm.pristine import (
-    Pristine,
-    Request,
-    fingerprint_of,
-    is_causal,
-    pristine,
-    request_for,
-    source_of,
-)
+from tsllm_estimators.llm.backbone import Backbone
+from tsllm_estimators.llm.pristine import Pristine, Request, pristine, request_for, source_of
 from tsllm_estimators.llm.progress import ProgressBar
 from tsllm_estimators.llm.stand_ins import STAND_INS
-from tsllm_estimators.llm.tokens import many_token_ids, tokenizer_fingerprint
+from tsllm_estimators.llm.tokens import many_token_ids
+from tsllm_estimators.llm.traits import forget_traits, traits
+from tsllm_estimators.llm.wording import clear_descriptions
 from tsllm_estimators.llm.words import cache_directory
 
 __all__ = [
@@ -49,7 +45,6 @@ _Ids = dict[bytes, list[int]]  # the same by the text's key
 
 TEXT_CACHE_BYTES = 256 * 2**20
 
-_VERSION = 1  # of how a text becomes a vector
 _BATCH_TOKENS = 2048  # on two cores MiniLM is as fast with 1024 to 4096, and slower beyond
 _WRITE_SECONDS = 5.0  # so much of an encoding may be lost if the process is killed
 
@@ -80,7 +75,7 @@ def load_text_encoder(
             f"{backbone!r}. Choose a Hugging Face id, a local directory or 'tiny', or leave the "
             "texts out."
         )
-    _traits(request)
+    traits(request)
     return TextEncoder(request)
 
 
@@ -97,7 +92,7 @@ class TextEncoder:
     @property
     def width(self) -> int:
         """Width d of the vectors."""
-        return _traits(self._request).width
+        return traits(self._request).width
 
     @property
     def identity(self) -> str:
@@ -106,12 +101,12 @@ class TextEncoder:
         Unlike the fingerprint it leaves out the settings of the model's config, to which a new
         version of transformers may add some.
         """
-        return _traits(self._request).identity
+        return traits(self._request).identity
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that shapes the vectors of a text: equal ones share cached vectors."""
-        return _traits(self._request).fingerprint
+        return traits(self._request).fingerprint
 
     def pooled(
         self,
@@ -155,10 +150,17 @@ class TextEncoder:
         *,
         device: str | torch.device | None = None,
         progress: bool = False,
+        model: Backbone | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the hidden states of each text's tokens, and which of them are real.
 
-        Parameters, errors and warnings are those of :meth:`pooled`.
+        The other parameters, errors and warnings are those of :meth:`pooled`.
+
+        Parameters
+        ----------
+        model : Backbone, optional
+            Runs in place of the pristine weights: the same language model, fine-tuned. Nothing
+            is read from the caches or written to them, which know the pristine weights only.
 
         Returns
         -------
@@ -170,7 +172,11 @@ class TextEncoder:
         """
         texts = _check_texts(texts)
         width = self.width
-        vectors = [_tensor(v) for v in self._vectors(texts, False, device, progress)]
+        if model is None:
+            found = self._vectors(texts, False, device, progress)
+        else:
+            found = self._vectors_of(model, texts, device, progress)
+        vectors = [_tensor(v) for v in found]
         lengths = torch.tensor([len(v) // width for v in vectors], dtype=torch.long)
         longest = int(lengths.max()) if len(lengths) else 0
         tokens = torch.zeros(len(texts), longest, width, dtype=torch.float16)
@@ -186,9 +192,9 @@ class TextEncoder:
     def _vectors(self, texts: list[str], pool: bool, device: Any, progress: bool) -> list[bytes]:
         """Return each text's vectors as float16 bytes, from the caches or the model."""
         request = self._request
-        traits = _traits(request)
-        kind = ("last" if traits.causal else "mean") if pool else "tokens"
-        model = json.dumps([traits.fingerprint, kind])
+        own = traits(request)
+        kind = ("last" if own.causal else "mean") if pool else "tokens"
+        model = json.dumps([own.fingerprint, kind])
         keys = {text: hashlib.sha256((model + text).encode()).digest() for text in texts}
         found = _memory.get(keys.values())
         if len(found) < len(keys):
@@ -200,75 +206,36 @@ class TextEncoder:
                 missing = {text: key for text, key in keys.items() if key not in found}
                 if missing:
                     source = pristine(request)
-                    ids = _ids(missing, source, traits.limit)
-                    found |= _encode(ids, source, traits.causal, kind, device, progress)
+                    ids = _ids(missing, source, own.limit)
+                    found |= _encode_and_keep(ids, source, own.causal, kind, device, progress)
+        return [found[keys[text]] for text in texts]
+
+    def _vectors_of(
+        self, backbone: Backbone, texts: list[str], device: Any, progress: bool
+    ) -> list[bytes]:
+        """Return the vectors of each text's tokens from a model that is not the pristine one."""
+        request = self._request
+        own, source = traits(request), pristine(request)
+        keys = {text: text.encode() for text in texts}
+        ids = _ids(keys, source, own.limit)
+        found = {key: b"" for key in ids}
+        with _evaluating(backbone.model) as model:
+            words = source.word_embeddings
+            for new in _encode(model, words, ids, own.causal, "tokens", device, progress):
+                found |= new
         return [found[keys[text]] for text in texts]
 
 
 def clear_text_cache(disk: bool = True) -> None:
-    """Forget the vectors that this process holds and, with ``disk``, delete the files of all.
+    """Forget the vectors and descriptions that this process holds; with ``disk``, the files of all.
 
     Other processes may go on using the cache meanwhile; what they need is encoded again.
     """
     _memory.clear()
-    with _traits_lock:
-        _known.clear()
+    forget_traits()
+    clear_descriptions()
     if disk:
         text_cache.clear()
-
-
-@dataclass(frozen=True)
-class _Traits:
-    """What a model is to texts, found once per model."""
-
-    width: int
-    causal: bool
-    limit: int | None
-    identity: str
-    fingerprint: str
-
-
-_known: dict[str, _Traits] = {}
-_traits_lock = threading.Lock()
-
-
-def _traits(request: Request) -> _Traits:
-    with _traits_lock:
-        key = request.key
-        if key not in _known:
-            _known[key] = _examine(request)
-        return _known[key]
-
-
-def _examine(request: Request) -> _Traits:
-    source = pristine(request)
-    model: Any = source.model
-    causal = is_causal(model)
-    without = {"_name_or_path", "transformers_version", "is_causal"}  # no matter, or said below
-    settings = {k: v for k, v in model.config.to_dict().items() if k not in without}
-    identity = [
-        source.fingerprint,
-        fingerprint_of(nn.Embedding.from_pretrained(source.word_embeddings)),
-        tokenizer_fingerprint(request),
-        causal,
-        str(model.dtype),
-    ]
-    content = [_VERSION, *identity, settings]
-    hashes = [
-        hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-        for told in (identity, content)
-    ]
-    return _Traits(source.width, causal, _position_limit(model), *hashes)
-
-
-def _position_limit(model: Any) -> int | None:
-    """Return how many tokens a model takes, as far as it says."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is None:
-        return None
-    # the likes of RoBERTa count positions from after the padding's
-    padding = [model.get_submodule(name).padding_idx for name in position_names(model)]
-    return limit - max((place + 1 for place in padding if place is not None), default=0)
 
 
 _memory = text_cache.Memory()
@@ -306,46 +273,68 @@ def _ids(keys: dict[str, bytes], source: Pristine, limit: int | None) -> _Ids:
     return {keys[text]: row for text, row in ids.items()}
 
 
-def _encode(
+def _encode_and_keep(
     ids: _Ids, source: Pristine, causal: bool, kind: str, device: Any, progress: bool
 ) -> dict[bytes, bytes]:
     """Return the vectors of tokenised texts; on the way they go into the caches."""
-    model: Any = source.model
-    if device is not None and torch.device(device) != model.device:
-        model = copy.deepcopy(model).to(device)  # the pristine one serves others where it lies
     nothing = b"" if kind == "tokens" else bytes(2 * source.width)
     done = {key: nothing for key, row in ids.items() if not row}
     pending = dict(done)
     written = time.monotonic()
-    n_tokens, n_run = sum(map(len, ids.values())), 0
-    bar = ProgressBar(progress, len(ids))
+    words = source.word_embeddings
     try:
-        for keys in _batches(ids):
-            rows = [ids[key] for key in keys]
-            vectors = _run(model, source.word_embeddings, rows, causal, kind)
-            new = dict(zip(keys, vectors, strict=True))
+        for new in _encode(source.model, words, ids, causal, kind, device, progress):
             _memory.put(new, TEXT_CACHE_BYTES)
             done |= new
             pending |= new
             if time.monotonic() - written > _WRITE_SECONDS:
                 text_cache.write(pending)
                 pending, written = {}, time.monotonic()
-            n_run += sum(map(len, rows))
-            bar.show(len(done), n_run / n_tokens)
     finally:  # an interrupted encoding keeps what is done
-        bar.close()
         text_cache.write(pending)
     return done
 
 
+def _encode(
+    model: Any, words: Tensor, ids: _Ids, causal: bool, kind: str, device: Any, progress: bool
+) -> Iterator[dict[bytes, bytes]]:
+    """Yield the vectors of tokenised texts by batches; texts without a token have none."""
+    if device is not None and torch.device(device) != model.device:
+        model = copy.deepcopy(model).to(device)  # this one serves others where it lies
+    n_tokens, n_run = sum(map(len, ids.values())), 0
+    n_done = sum(not row for row in ids.values())
+    bar = ProgressBar(progress, len(ids))
+    try:
+        for keys in _batches(ids):
+            rows = [ids[key] for key in keys]
+            vectors = _run(model, words, rows, causal, kind)
+            yield dict(zip(keys, vectors, strict=True))
+            n_done, n_run = n_done + len(keys), n_run + sum(map(len, rows))
+            bar.show(n_done, n_run / n_tokens)
+    finally:
+        bar.close()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a model without dropout, and leave every module in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _batches(ids: _Ids) -> Iterator[list[bytes]]:
-    """Return keys of texts of about the same length, the longest first, by batches."""
+    """Return keys of texts of the same length, the longest first, by batches.
+
+    Beside a longer text the vectors of a short one would differ by rounding.
+    """
     order = sorted((key for key in ids if ids[key]), key=lambda key: len(ids[key]), reverse=True)
-    begin = 0
-    while begin < len(order):
-        end = begin + max(1, _BATCH_TOKENS // len(ids[order[begin]]))
-        yield order[begin:end]
-        begin = end
+    for length, keys in groupby(order, key=lambda key: len(ids[key])):
+        same, n = list(keys), max(1, _BATCH_TOKENS // length)
+        yield from (same[begin : begin + n] for begin in range(0, len(same), n))
 
 
 @torch.no_grad()
@@ -354,7 +343,7 @@ def _run(model: Any, words: Tensor, rows: _Rows, causal: bool, kind: str) -> lis
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)  # (b, t)
-    tokens = words[ids].to(model.device)  # (b, t, d)
+    tokens = words[ids].to(model.device, next(model.parameters()).dtype)  # (b, t, d)
     lengths, mask = lengths.to(model.device), mask.to(model.device)
     # What stands after a text does not reach it in a causal model; and with a mask an encoder that
     # was made causal would turn back into one that looks both ways

@@ -12,7 +12,7 @@ from tsllm_estimators.llm.pristine import Request, first_line, quiet_transformer
 from tsllm_estimators.llm.stand_ins import STAND_INS
 
 # The arguments of a model that say where its files are, and so where its tokenizer's are.
-_WHERE = {
+WHERE = {
     *("revision", "code_revision", "subfolder", "cache_dir"),
     *("local_files_only", "token", "trust_remote_code"),
 }
@@ -71,6 +71,19 @@ def many_token_ids(
     return ids
 
 
+def special_ids(request: Request) -> tuple[int | None, list[int]]:
+    """Return the id of the tokenizer's mask token, if it has one, and those of all special ones.
+
+    Raises
+    ------
+    OSError
+        If the model's tokenizer cannot be had.
+    """
+    with _lock:
+        tokenizer = _tokenizer(request)
+        return tokenizer.mask_token_id, sorted(set(tokenizer.all_special_ids))
+
+
 def tokenizer_fingerprint(request: Request) -> str:
     """Return a hash of what a language model's tokenizer does to a text.
 
@@ -93,7 +106,7 @@ def tokenizer_fingerprint(request: Request) -> str:
 
 def _tokenizer(request: Request) -> Any:
     """Return the tokenizer of a request, loaded at most once while it stays in the cache."""
-    where = {name: value for name, value in request.kwargs.items() if name in _WHERE}
+    where = {name: value for name, value in request.kwargs.items() if name in WHERE}
     request = Request(
         backbone=request.backbone,
         layers=None,  # the same tokenizer whatever is made of the model
