@@ -69,7 +69,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+def interruptible(trainer: pl.Trainer, name: str = "Training") -> Iterator[None]:
     """Let Ctrl-C end the training after the current step, with a usable model.
 
     A second Ctrl-C interrupts the program as ever. Only the main thread can listen to signals.
@@ -97,7 +97,7 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
         loop.min_epochs, loop.epoch_loop.min_steps = least
     if interrupted:
         warnings.warn(
-            f"Training was interrupted after {trainer.global_step} steps; the model keeps what it "
+            f"{name} was interrupted after {trainer.global_step} steps; the model keeps what it "
             "had learned. Press Ctrl-C twice to stop the program.",
             UserWarning,
             stacklevel=2,
