@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _memory
 import torch
 from _store import FOLDER, Results
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -90,17 +91,8 @@ CHECKPOINTED = ("lora-fa", "lora-amr")
 
 def kept_bytes(model: nn.Module, embedded: Tensor) -> int:
     """Return the bytes that autograd keeps after a forward pass, without the model's own."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> None:  # an output that its own node keeps would never be freed
-        storage = tensor.untyped_storage()  # held, so that no other one gets its address
-        kept[storage.data_ptr()] = storage
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
-        output = model(inputs_embeds=embedded).last_hidden_state
-    assert output.requires_grad
-    return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+    own = _memory.storages(*model.parameters(), *model.buffers())
+    return _memory.kept_bytes(lambda: model(inputs_embeds=embedded).last_hidden_state, own)
 
 
 def memory(name: str, rank: int, shape: dict[str, int]) -> dict[str, Any]:
