@@ -1,5 +1,6 @@
 """Options of the training engine, in the words of both faces."""
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,10 @@ class EngineOptions:
     fit_strategy : {"full", "adapter", "head", "zero-shot"}
         What ``fit`` trains of pretrained weights: everything that the settings train, what is
         trainable in the language model and the forecast head, the head alone, or nothing.
+    missing_marker : float or None
+        Value that stands for a missing reading, in the units of the data that come in (0.0 in
+        traffic data): the series to forecast are read with NaN in its place, in training, in
+        validation and as contexts. Covariates and forecasts are not. None: only NaN is missing.
     """
 
     ema_decay: float | None = 0.99
@@ -39,6 +44,7 @@ class EngineOptions:
     few_shot: float | None = None
     checkpoint: Any = None
     fit_strategy: str = "full"
+    missing_marker: float | None = None
 
     def __post_init__(self) -> None:
         check_number("ema_decay", self.ema_decay, maximum=1, exclusive=")", optional=True)
@@ -51,3 +57,6 @@ class EngineOptions:
                 f"{self.checkpoint!r} of type {type(self.checkpoint).__name__}."
             )
         check_number("few_shot", self.few_shot, maximum=1, exclusive="(", optional=True)
+        check_number(
+            "missing_marker", self.missing_marker, -math.inf, exclusive="()", optional=True
+        )

@@ -1,7 +1,6 @@
 """Base of the darts models: builds the module, and adds what the engine offers to all of them."""
 
 import dataclasses
-import math
 import os
 import time
 from typing import Any, ClassVar, Self
@@ -15,17 +14,14 @@ from tsllm_estimators._validate import check_bool, check_integer
 from tsllm_estimators.darts import _artefact
 from tsllm_estimators.darts._budget import TimeEstimate, interruptible
 from tsllm_estimators.darts._callbacks import BestWeights, EngineCallback, MovingAverage
-from tsllm_estimators.darts._checks import (
-    check_dtype,
-    check_finite,
-    check_observed,
-    warn_of_sizes,
-)
+from tsllm_estimators.darts._checks import warn_of_sizes
 from tsllm_estimators.darts._compat import (
     MixedCovariatesTorchModel,
     TorchTrainingSample,
     train_sample_from_shapes,
 )
+from tsllm_estimators.darts._datasets import BuildsDatasets, on_observed
+from tsllm_estimators.darts._language import fine_tune
 from tsllm_estimators.darts._likelihoods import parameter_kinds
 from tsllm_estimators.darts._module import NetworkModule
 from tsllm_estimators.darts._reading import ReadsTexts
@@ -36,7 +32,7 @@ from tsllm_estimators.networks import network_class
 from tsllm_estimators.networks.base import Shapes
 
 
-class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
+class NetworkModel(BuildsDatasets, ReadsTexts, MixedCovariatesTorchModel):
     """Base of the darts models of this package.
 
     Parameters
@@ -72,6 +68,9 @@ class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
         self._considers_static_covariates = self.model_params["use_static_covariates"]
         self.training_summary = {}
         self._check_arguments()
+        marker = self.model_params["missing_marker"]
+        if marker is not None:  # numpy's numbers are none of JSON's
+            self.model_params["missing_marker"] = float(marker)
 
     def _check_arguments(self) -> None:
         """Refuse at construction what could only fail later."""
@@ -139,32 +138,6 @@ class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
             texts_of_network.vocabulary, self._vocabulary = self._vocabulary, None
         return module
 
-    def _setup_for_fit_from_dataset(
-        self, series: Any, past_covariates: Any = None, future_covariates: Any = None, **kwargs: Any
-    ) -> Any:
-        """Cut the training part of each series for ``few_shot``."""
-        inputs, parameters = super()._setup_for_fit_from_dataset(
-            series, past_covariates, future_covariates, **kwargs
-        )
-        data = {
-            "n_series": len(inputs[0]),
-            "n_points": sum(map(len, inputs[0])),
-            "components": list(inputs[0][0].components),
-        }
-        self.training_summary = {**self.training_summary, "data": data}
-        share = self._options.few_shot
-        if share is not None:
-            series, past_covariates, future_covariates = inputs
-            parameters["train_dataset"] = self._build_train_dataset(
-                series=[one[: math.ceil(share * len(one))] for one in series],
-                past_covariates=past_covariates,
-                future_covariates=future_covariates,
-                sample_weight=kwargs.get("sample_weight"),
-                max_samples_per_ts=kwargs.get("max_samples_per_ts"),
-                stride=kwargs.get("stride", 1),
-            )
-        return inputs, parameters
-
     def _setup_for_train(self, train_dataset: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Start from the checkpoint or from the data, choose what trains, add the callbacks."""
         is_new, options = self.model is None, self._options
@@ -175,8 +148,7 @@ class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
             )
         parameters = super()._setup_for_train(train_dataset, *args, **kwargs)
         module, trainer = parameters["model"], parameters["trainer"]
-        shown = trainer.progress_bar_callback is not None
-        module.network.encode_texts(shown, trainer.strategy.root_device)
+        shown, windows = trainer.progress_bar_callback is not None, None
         if is_new and options.checkpoint is not None:
             config = _artefact.read_config(options.checkpoint, self.method)
             _artefact.load_state(module, options.checkpoint, config)
@@ -184,6 +156,10 @@ class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
             windows = measured_windows(train_dataset, module.as_batch)
             module.network.measure(windows)
             warn_of_sizes(windows.past_target.numpy(), module.network.unit.item())
+            stage = module.network.language_modelling(windows)
+            if stage is not None:
+                self.training_summary["language_model"] = fine_tune(stage, trainer, shown)
+        module.network.encode_texts(windows, shown, trainer.strategy.root_device)
         if options.fit_strategy in module.network.parts:
             module.network.train_part(options.fit_strategy)
         self.training_summary["n_windows"] = len(train_dataset)
@@ -202,6 +178,7 @@ class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "prompts": model.network.prompts(),
         }
+        self.training_summary |= model.network.after_training()
         for callback in trainer.callbacks:
             if isinstance(callback, EngineCallback):
                 self.training_summary |= callback.summary()
@@ -347,37 +324,6 @@ class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
         """Whether the method uses static covariates; darts leaves them out where not."""
         return "static" in network_class(self.method).covariates_used
 
-    def _check_dtype(self, series: Any) -> None:
-        if self.model is not None:
-            check_dtype("series", series, self.train_sample.past_target.dtype)
-
-    def _build_train_dataset(
-        self, series: Any, past_covariates: Any, future_covariates: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        check_observed("series", series)
-        self._check_dtype(series)
-        check_finite("past_covariates", past_covariates)
-        check_finite("future_covariates", future_covariates)
-        covariates = self._with_digits(series, past_covariates, future_covariates, 0)
-        return super()._build_train_dataset(series, *covariates, *args, **kwargs)
-
-    def _build_inference_dataset(
-        self,
-        n: int,
-        series: Any,
-        past_covariates: Any,
-        future_covariates: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        check_finite("series", series)
-        self._check_dtype(series)
-        check_finite("past_covariates", past_covariates)
-        check_finite("future_covariates", future_covariates)
-        n_ahead = n + self.output_chunk_length + self.output_chunk_shift
-        covariates = self._with_digits(series, past_covariates, future_covariates, n_ahead)
-        return super()._build_inference_dataset(n, series, *covariates, *args, **kwargs)
-
     @property
     def _ckpt_skipped_params(self) -> list[str]:
         # what a model is made of is compared weight by weight, wherever its language model lies
@@ -388,5 +334,8 @@ class NetworkModel(ReadsTexts, MixedCovariatesTorchModel):
     fit_from_dataset = exclusively(unchanged_by_errors(MixedCovariatesTorchModel.fit_from_dataset))
     predict = exclusively(MixedCovariatesTorchModel.predict)
     predict_from_dataset = exclusively(MixedCovariatesTorchModel.predict_from_dataset)
+    historical_forecasts = on_observed(MixedCovariatesTorchModel.historical_forecasts)
+    backtest = on_observed(MixedCovariatesTorchModel.backtest)
+    residuals = on_observed(MixedCovariatesTorchModel.residuals)
     lr_find = exclusively(MixedCovariatesTorchModel.lr_find)
     scale_batch_size = exclusively(MixedCovariatesTorchModel.scale_batch_size)

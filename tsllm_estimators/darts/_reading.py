@@ -109,13 +109,19 @@ class ReadsTexts:
         return digits.past(series, past, n_ahead), digits.future(series, future, n_ahead)
 
     def to_onnx(self: Any, path: str | None = None, **kwargs: Any) -> None:
-        """As darts' ``to_onnx``; refused where datasets carry texts, which its runner cannot make.
+        """As darts' ``to_onnx``; refused where there are texts, which its runner cannot make.
 
         Raises
         ------
         ValueError
-            If the model reads a calendar, columns of text or several descriptions.
+            If the model reads a calendar, columns of text or several descriptions, or describes
+            the windows.
         """
+        if self.model is not None and self.model.network.describes_windows:
+            raise ValueError(
+                "to_onnx: darts' runner puts no window into words, found a model that reads "
+                "descriptions of them; train it with text='none'."
+            )
         own, counts = self._carried()
         if own or any(counts.values()):
             raise ValueError(

@@ -72,6 +72,7 @@ class LeMoLEModel(NetworkModel):
         few_shot: float | None = None,
         checkpoint: Any = None,
         fit_strategy: str = "full",
+        missing_marker: float | None = None,
         n_epochs: int = 20,
         use_static_covariates: bool = True,
         **kwargs: Any,

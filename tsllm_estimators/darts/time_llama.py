@@ -77,6 +77,7 @@ class TimeLlamaModel(NetworkModel):
         few_shot: float | None = None,
         checkpoint: Any = None,
         fit_strategy: str = "full",
+        missing_marker: float | None = None,
         n_epochs: int = 20,
         use_static_covariates: bool = True,
         **kwargs: Any,

@@ -64,18 +64,18 @@ def arguments_of(
         for name in given:
             if given[name] is None:
                 given[name] = getattr(estimator, name.replace("covariates", "covariate_series"))
-    return {"series": series, **given}, list(series.components)
+    return {"series": estimator._observed(series), **given}, list(series.components)
 
 
 def network_and_windows(
-    estimator: Any, series: Any, with_target: bool = False
+    estimator: Any, series: Any, with_target: bool = False, target_only: bool = False
 ) -> tuple[Any, torch.Tensor, Sequence[Any]]:
     """Return the network of an estimator of either face and windows (b, L, c) of a series.
 
-    With targets, windows go on over the horizon.
+    With targets, windows go on over the horizon. With ``target_only`` covariates do not matter.
     """
     network = model_of(estimator).model.network
-    if network.covariates.n_tokens:
+    if network.covariates.n_tokens and not target_only:
         raise ValueError(
             "estimator uses covariates, explain looks at models without; fit one on the target."
         )

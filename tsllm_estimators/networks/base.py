@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_bool, check_choice, check_integer
 from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE, Backbone, load_backbone
+from tsllm_estimators.llm.language_modelling import LanguageModelling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +238,21 @@ class Network(nn.Module):
         if deviation > 0:  # neither constant nor wholly missing
             self.unit.copy_(deviation)
 
-    def encode_texts(self, progress: bool = False, device: torch.device | None = None) -> None:
-        """Encode the texts of the training beforehand on a device, if the method reads any."""
+    def language_modelling(self, windows: Batch) -> LanguageModelling | None:
+        """Return what of the language model is fine-tuned before the training, if anything."""
+        return None
+
+    def encode_texts(
+        self, windows: Batch | None, progress: bool = False, device: torch.device | None = None
+    ) -> None:
+        """Encode the texts of the training beforehand on a device, if the method reads any.
+
+        Where training windows are given, those of :meth:`measure`, their texts are measured, too.
+        """
+
+    def after_training(self) -> dict[str, Any]:
+        """Return what the training's summary says of the network; warn of what went wrong."""
+        return {}
 
     def loss_weights(self) -> dict[str, float]:
         """Return the weight of each auxiliary loss, by name."""
@@ -257,6 +271,11 @@ class Network(nn.Module):
         for name, parameter in self.named_parameters():
             if not name.startswith(self.parts[part]):
                 parameter.requires_grad_(False)
+
+    @property
+    def describes_windows(self) -> bool:
+        """Whether windows are described, which takes more than tensors."""
+        return False
 
     @property
     def has_router(self) -> bool:

@@ -319,20 +319,25 @@ class LeMoLE(Network):
         return torch.stack([modulation(codes, rows) for modulation, codes in spoken]).sum(0)
 
     def measure(self, windows: Batch) -> None:
-        """Set the unit of the target, and location and scale of covariates and texts."""
+        """Set the unit of the target, and location and scale of covariates."""
         super().measure(windows)
         self.covariates.measure(windows)
         self.static_covariates.measure(windows)
+
+    def encode_texts(
+        self, windows: Batch | None, progress: bool = False, device: torch.device | None = None
+    ) -> None:
+        """Encode all that the vocabulary holds, rather than when it is first met."""
+        if not self.config.texts_read:
+            return
+        self.texts(progress, device)
+        if windows is None:
+            return
         measured = [(self.static_text, self._static_codes(windows))] if self.describes else []
         if self.has_dynamic:
             measured += [(one.projection, codes) for one, codes in self._spoken(windows)]
         for projection, codes in measured:
             projection.measure(codes, self.texts().double())
-
-    def encode_texts(self, progress: bool = False, device: torch.device | None = None) -> None:
-        """Encode all that the vocabulary holds, rather than when it is first met."""
-        if self.config.texts_read:
-            self.texts(progress, device)
 
     def prompt(self, description: str | None = None) -> str:
         """Return the static text of a series."""

@@ -16,8 +16,8 @@ from tsllm_estimators.llm.vocabulary import Vocabulary, numbers_of, text_of
 #: How a text becomes a vector: by the language model, or by its words alone.
 TEXT_ENCODERS = ("backbone", "hash", "learned")
 
-_HASHED = 128  # width of a hashed word
-_BUCKETS, _LEARNED = 1024, 64  # of learned words, and the width of their embedding
+HASHED = 128  # width of a hashed word
+BUCKETS, LEARNED = 1024, 64  # of learned words, and the width of their embedding
 
 
 class TextTable(nn.Module):
@@ -56,7 +56,7 @@ class TextTable(nn.Module):
         elif self.kind == "calendar":
             self.width = N_NUMBERS * (2 if config.dynamic == "window" else 1)
         else:
-            self.width = _HASHED if self.kind == "hash" else _BUCKETS
+            self.width = HASHED if self.kind == "hash" else BUCKETS
         self.register_buffer("rows", torch.zeros(1, self.width), persistent=False)
 
     def forward(self, progress: bool = False, device: torch.device | None = None) -> Tensor:
@@ -112,19 +112,28 @@ class TextTable(nn.Module):
 
 def _word_vectors(text: str, kind: str) -> Tensor:
     """Return a vector of the words of a text, whatever their order."""
-    words = re.findall(r"\w+", text.lower())
+    words = words_of(text)
     if kind == "hash":
-        return torch.stack([torch.zeros(_HASHED), *map(_word_vector, words)]).sum(0)
-    counts = torch.zeros(_BUCKETS)
-    for word in words:
-        counts[zlib.crc32(word.encode()) % _BUCKETS] += 1
-    return counts
+        return torch.stack([torch.zeros(HASHED), *map(hashed_word, words)]).sum(0)
+    places = torch.tensor([bucket_of(word) for word in words], dtype=torch.long)
+    return torch.bincount(places, minlength=BUCKETS).float()
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in lower case."""
+    return re.findall(r"\w+", text.lower())
 
 
 @cache
-def _word_vector(word: str) -> Tensor:
+def hashed_word(word: str) -> Tensor:
+    """Return the random vector (HASHED,) of a word, the same in every process."""
     generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
-    return torch.randn(_HASHED, generator=generator)
+    return torch.randn(HASHED, generator=generator)
+
+
+def bucket_of(word: str) -> int:
+    """Return the place of a learned word, below BUCKETS; two words may share one."""
+    return zlib.crc32(word.encode()) % BUCKETS
 
 
 class TextProjection(nn.Module):
@@ -152,8 +161,8 @@ class TextProjection(nn.Module):
         width = table.width
         self.register_buffer("location", torch.zeros(width))
         self.register_buffer("scale", torch.ones(()))
-        self.embedding = nn.Linear(width, _LEARNED, bias=False) if table.kind == "learned" else None
-        self.linear = nn.Linear(width if self.embedding is None else _LEARNED, n_outputs, False)
+        self.embedding = nn.Linear(width, LEARNED, bias=False) if table.kind == "learned" else None
+        self.linear = nn.Linear(width if self.embedding is None else LEARNED, n_outputs, False)
         self.presence = nn.Parameter(torch.zeros(n_outputs))
 
     def forward(self, codes: Tensor, rows: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """From sktime's data and horizons to the engine and back: everything but the method itself."""
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Self
@@ -17,16 +16,13 @@ from tsllm_estimators.sktime._covariates import (
     check_columns,
     choose_columns,
     joined,
-    rows_at,
     text_columns,
 )
 from tsllm_estimators.sktime._distributions import CONTINUOUS, COUNTS
 from tsllm_estimators.sktime._engine import Engine
 from tsllm_estimators.sktime._index import (
-    check_regular,
     default_context,
     default_horizon,
-    extended,
     frequency_of,
     last_of,
     longest_step,
@@ -34,15 +30,14 @@ from tsllm_estimators.sktime._index import (
     steps_of,
 )
 from tsllm_estimators.sktime._likelihoods import DISCRETE
-from tsllm_estimators.sktime._scales import check_values, scale_of
+from tsllm_estimators.sktime._reading import ReadsSeries
+from tsllm_estimators.sktime._scales import Scale
 from tsllm_estimators.sktime._series import Series
 from tsllm_estimators.sktime._sharing import Shareable
-from tsllm_estimators.sktime._texts import check_described, series_texts
-
-_Scale = tuple[np.ndarray, np.ndarray]
+from tsllm_estimators.sktime._texts import check_described
 
 
-class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
+class NetworkForecaster(ReadsSeries, Shareable, HostArguments, BaseForecaster):
     """Base of the sktime forecasters of this package."""
 
     _tags = {
@@ -86,6 +81,8 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
     # fit ------------------------------------------------------------------------------------
 
     def _fit(self, y: pd.DataFrame, X: Any, fh: ForecastingHorizon | None) -> Self:
+        self._check_arguments()
+        y = self._observed(y)
         engine = self._new_engine(y, X, fh)
         if not engine.has_weights and self.fit_strategy != "full":
             raise ValueError(
@@ -99,6 +96,8 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         return self
 
     def _pretrain(self, y: pd.DataFrame, X: Any = None, fh: Any = None) -> Self:
+        self._check_arguments()
+        y = self._observed(y)
         engine = self._new_engine(y, X, fh)
         self._train(engine, y, X, self._scales_of(y, engine))
         self.pretrained_model_ = engine
@@ -118,7 +117,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
                 f"was fitted, found {list(y.columns)!r}."
             )
         self._check_columns(X, self._engine, ahead=not update_params)
-        cur_y, cur_X = update_data(self._cur_y, y), joined(self._cur_X, X)
+        cur_y, cur_X = update_data(self._cur_y, self._observed(y)), joined(self._cur_X, X)
         self._check_series(cur_y)
         scales = {**self._scales_of(cur_y, self._engine), **self._scales}
         if update_params:
@@ -129,7 +128,6 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
 
     def _new_engine(self, y: pd.DataFrame, X: Any, fh: Any) -> Engine:
         """Return an engine to train: with weights if there are any to start from, else new."""
-        self._check_arguments()
         self._check_series(y)
         if self._reads_text:
             check_described(self, split_instances(y))
@@ -159,7 +157,8 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
     def _explainable(self, y: Any, X: Any) -> tuple[dict[str, list], list[Hashable]]:
         """Return one instance as arguments of the darts model, and its columns, for ``explain``."""
         X = self._cur_X if y is None and X is None else X
-        y, key = self._cur_y if y is None else pd.DataFrame(y), next(iter(self._scales))
+        y = self._cur_y if y is None else self._observed(pd.DataFrame(y))
+        key = next(iter(self._scales))
         if key is not None and not isinstance(y.index, pd.MultiIndex):  # is the first instance
             y, X = pd.concat({key: y}), None if X is None else pd.concat({key: X})
         self._check_columns(X, self._engine, ahead=False)
@@ -198,7 +197,7 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
         engine: Engine,
         y: pd.DataFrame,
         X: Any,
-        scales: Mapping[Hashable, _Scale],
+        scales: Mapping[Hashable, Scale],
         epochs: int = 0,
         strategy: str = "full",
     ) -> None:
@@ -322,71 +321,3 @@ class NetworkForecaster(Shareable, HostArguments, BaseForecaster):
             self._check_context(key, before)
             contexts.append(before)
         return dict(zip(wanted, compute(contexts, 1)[:, 0], strict=True))
-
-    # series, scales, steps ------------------------------------------------------------------
-
-    def _series(
-        self,
-        engine: Engine,
-        y: pd.DataFrame,
-        X: pd.DataFrame | None,
-        scales: Mapping[Hashable, _Scale],
-        ahead: int = 0,
-    ) -> dict[Hashable, Series]:
-        """Return the series of every instance, scaled, with covariates up to ``ahead`` steps."""
-        past, future = engine.covariates
-        rows = {} if X is None else split_instances(X)
-        instances, series = split_instances(y), {}
-        freq = frequency_of(instances)
-        for key, frame in instances.items():
-            mean, deviation = scales[key]
-            target = (frame.to_numpy(np.float64) - mean) / deviation
-            if key not in rows and (past or future):
-                raise ValueError(f"X: expected rows for the instance {key!r} of y, found none.")
-            own, known, rows_ahead = rows.get(key, X), frame.index, None
-            if future or self._reads_text:  # all that is known up to the end of the last horizon
-                n_ahead = -(-max(ahead, 1) // engine.horizon) * engine.horizon
-                index = extended(known, n_ahead, freq)
-                rows_ahead = rows_at(own, index, future, needed=index[: len(known) + ahead])
-            series[key] = Series(target, rows_at(own, known, past, needed=known), rows_ahead)
-            if self._reads_text:
-                series[key] = series[key].told(series_texts(self, key, index, freq))
-        return series
-
-    def _check_series(self, y: pd.DataFrame) -> None:
-        instances = split_instances(y)
-        freq = frequency_of(instances)
-        for key, frame in instances.items():
-            check_regular(frame.index, freq)
-            check_values(frame, key)
-
-    def _check_context(self, key: Hashable, series: Series) -> None:
-        """Raise if a column has no observation in the steps that a forecast starts from."""
-        length = self._engine.context_length
-        empty = np.isnan(series.target[-length:]).all(axis=0)
-        if empty.any():
-            where = "" if key is None else f" of instance {key!r}"
-            raise ValueError(
-                f"y: column {self._cur_y.columns[empty.argmax()]!r}{where} has no observation in "
-                f"the {length} steps up to point {len(series)}; fill the gap, or choose a "
-                "context_length that reaches back beyond it."
-            )
-
-    def _scales_of(self, y: pd.DataFrame, engine: Engine) -> dict[Hashable, _Scale]:
-        """Return the mean and the deviation of every instance's columns in its training part."""
-        instances = split_instances(y)
-        if self.scaling is None:
-            one = np.zeros(y.shape[1]), np.ones(y.shape[1])
-            return dict.fromkeys(instances, one)
-        scales = {}
-        for key, frame in instances.items():
-            trained = (self.few_shot or 1) * self._training_length(len(frame), engine.horizon)
-            scales[key] = scale_of(frame.to_numpy(np.float64)[: math.ceil(trained)])
-        return scales
-
-    def _training_length(self, n_points: int, horizon: int) -> int:
-        """Return how many points of a series are not kept for validation, one at least."""
-        if self.validation_split is None:
-            return n_points
-        kept = max(horizon, math.ceil(self.validation_split * n_points))
-        return max(1, n_points - kept)

@@ -124,9 +124,11 @@ class HostArguments:
         return {
             **arguments,
             **sizes,
-            # the face itself decides what to start from, and tells the engine what to train
+            # the face itself decides what to start from, tells the engine what to train, and
+            # reads y in its own units
             "checkpoint": None,
             "fit_strategy": "full",
+            "missing_marker": None,
             "batch_size": self.batch_size,
             # without a limit of epochs, one of the other two ends the training
             "n_epochs": self.num_epochs or 10**9,

@@ -5,6 +5,9 @@ from collections.abc import Hashable
 import numpy as np
 import pandas as pd
 
+#: Mean and deviation of columns.
+Scale = tuple[np.ndarray, np.ndarray]
+
 
 def check_values(frame: pd.DataFrame, key: Hashable) -> None:
     """Raise ``ValueError`` where a value is infinite, or a column has no value at all."""
@@ -25,7 +28,7 @@ def check_values(frame: pd.DataFrame, key: Hashable) -> None:
         )
 
 
-def scale_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def scale_of(values: np.ndarray) -> Scale:
     """Return the mean and the standard deviation of columns (t, c), of what was observed.
 
     A column without an observation here, or without any deviation, is left as large as it is.

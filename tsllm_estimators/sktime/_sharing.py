@@ -48,6 +48,8 @@ class Shareable:
             arguments["adapter"] = plain_adapter(arguments["adapter"])
         if "description" in arguments:
             arguments["description"] = plain_description(arguments["description"])
+        if arguments["missing_marker"] is not None:  # numpy's numbers are none of JSON's
+            arguments["missing_marker"] = float(arguments["missing_marker"])
         engine.save_pretrained(directory, arguments)
 
     @classmethod

@@ -69,6 +69,7 @@ class CALFForecaster(NetworkForecaster):
         few_shot: float | None = None,
         checkpoint: Any = None,
         fit_strategy: str = "full",
+        missing_marker: float | None = None,
         likelihood: str | None = "quantile",
         past_covariates: list[Any] | None = None,
         scaling: str | None = "standard",

@@ -72,6 +72,7 @@ class TimeLlamaForecaster(NetworkForecaster):
         few_shot: float | None = None,
         checkpoint: Any = None,
         fit_strategy: str = "full",
+        missing_marker: float | None = None,
         likelihood: str | None = "quantile",
         past_covariates: list[Any] | None = None,
         scaling: str | None = "standard",
