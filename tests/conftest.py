@@ -15,14 +15,15 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from support import ADAPTED, METHODS  # noqa: E402
+from support import ADAPTED, METHODS, RUNNING  # noqa: E402
 
 torch.set_num_threads(1)
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test that asks for a ``method`` with each, or with each ``adapted_method``."""
-    for name, methods in (("method", METHODS), ("adapted_method", ADAPTED)):
+    """Run a test that asks for a ``method``, an adapted or a running one with each."""
+    kinds = {"method": METHODS, "adapted_method": ADAPTED, "running_method": RUNNING}
+    for name, methods in kinds.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, methods, ids=lambda method: method.name)
 

@@ -21,7 +21,7 @@ class Method:
 
     def small(self, **changes):
         """Return settings of the network that both faces take, small enough for a test."""
-        return {**self.known(backbone="tiny", d_ff=16, d_hidden=16), **changes}
+        return {**self.known(backbone="tiny", d_ff=16, d_hidden=16, lm_steps=1), **changes}
 
     def known(self, **settings):
         """Return those of the settings that the method has."""
@@ -40,6 +40,11 @@ class Method:
             **self.known(head_dropout=0.0, dropout=0.0, lora_dropout=0.0),
             "backbone_kwargs": language_model,
         }
+
+    @property
+    def untold(self):
+        """Settings without texts that darts' own tools, which know numbers only, cannot make."""
+        return {"lemole": {"text": "static"}, "llm_ts_net": {"text": "none"}}.get(self.name, {})
 
     def darts(self, context=12, horizon=6, **changes):
         """Return a small darts model."""
@@ -64,6 +69,8 @@ def _methods():
 METHODS = _methods()
 #: Methods whose language model is fine-tuned, rather than read.
 ADAPTED = [method for method in METHODS if "adapter" in method.network.Config.defaults()]
+#: Those of them that run it to forecast: it can be left as it is, or something else stand in.
+RUNNING = [method for method in ADAPTED if "lm_steps" not in method.network.Config.defaults()]
 
 
 def sine(n=120, columns=1, period=12.0, seed=0):

@@ -617,8 +617,8 @@ def test_two_processes_train_one_model(method, strategy, tmp_path):
 @pytest.mark.parametrize("used", [{}, both()], ids=["alone", "covariates"])
 def test_shap_values_add_up_to_the_forecast(method, used):
     series = with_statics(dated(n=60))
-    untold = method.known(text="static")  # darts knows no features that are texts
-    model = method.darts(6, 2, use_static_covariates=bool(used), **untold).fit(series, **used)
+    model = method.darts(6, 2, use_static_covariates=bool(used), **method.untold)
+    model.fit(series, **used)
     background = {f"background_{name}": value for name, value in used.items()}
     explainer = ShapExplainer(model, series[:16], test_stationarity=False, **background)
     foreground = {f"foreground_{name}": value for name, value in used.items()}
@@ -642,9 +642,8 @@ def test_exported_models_forecast_the_same(method, used, likelihood, tmp_path):
     import onnxruntime
 
     series, path = with_statics(dated(2)), str(tmp_path / "model.onnx")
-    untold = method.known(text="static")  # darts' runner makes no calendar
-    model = method.darts(likelihood=likelihood, use_static_covariates=bool(used), **untold)
-    model.fit(series, **used)
+    settings = {"likelihood": likelihood, "use_static_covariates": bool(used)}
+    model = method.darts(**settings, **method.untold).fit(series, **used)
     model.to_onnx(path, verbose=False)
     session = onnxruntime.InferenceSession(path)
     for one in (series, gapped(series)):
@@ -657,12 +656,12 @@ def test_exported_models_forecast_the_same(method, used, likelihood, tmp_path):
         np.testing.assert_allclose(exported, expected.values(), rtol=1e-4, atol=1e-4)
 
 
-def test_what_reads_a_calendar_is_not_exported(tmp_path):
-    reading = [method for method in METHODS if method.network.reads_text]
+def test_what_reads_texts_is_not_exported(tmp_path):
+    reading = [method for method in METHODS if method.untold]
     assert reading
     for method in reading:
         model = method.darts().fit(dated())
-        with pytest.raises(ValueError, match=r"makes no texts .* text='none'"):
+        with pytest.raises(ValueError, match=r"to_onnx: darts' runner .* text='none'"):
             model.to_onnx(str(tmp_path / "model.onnx"))
 
 

@@ -262,10 +262,10 @@ def test_finetuning_patterns_never_unfreeze_the_language_model(method):
     assert all(n.startswith(names) for n, p in head.model.named_parameters() if p.requires_grad)
 
 
-def test_a_backbone_of_another_dtype_stays_that_way(adapted_method, tmp_path):
-    model = adapted_method.darts(backbone_kwargs={"dtype": "bfloat16"}, adapter=None).fit(SERIES)
+def test_a_backbone_of_another_dtype_stays_that_way(running_method, tmp_path):
+    model = running_method.darts(backbone_kwargs={"dtype": "bfloat16"}, adapter=None).fit(SERIES)
     model.save(str(tmp_path / "model.pt"))
-    loaded = adapted_method.model.load(str(tmp_path / "model.pt"))
+    loaded = running_method.model.load(str(tmp_path / "model.pt"))
     dtypes = {p.dtype for p in loaded.model.parameters()}
     assert dtypes == {torch.float32, torch.bfloat16}
     assert np.array_equal(values(loaded), values(model))

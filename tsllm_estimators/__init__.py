@@ -10,8 +10,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FACES = {
-    "darts": ("CALFModel", "LeMoLEModel", "TimeLlamaModel"),
-    "sktime": ("CALFForecaster", "LeMoLEForecaster", "TimeLlamaForecaster"),
+    "darts": ("CALFModel", "LLMTSNetModel", "LeMoLEModel", "TimeLlamaModel"),
+    "sktime": ("CALFForecaster", "LLMTSNetForecaster", "LeMoLEForecaster", "TimeLlamaForecaster"),
 }
 _PUBLIC = {**_FACES, "adapters": ("DynaLoraConfig", "LoraAmrConfig")}
 _HOME = {name: f"{__name__}.{part}" for part, names in _PUBLIC.items() for name in names}

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from tsllm_estimators.darts._budget import interruptible, time_spent
 from tsllm_estimators.llm.language_modelling import Batch, LanguageModelling
@@ -122,15 +123,24 @@ def _train(stage: LanguageModelling, trainer: pl.Trainer, progress: bool) -> dic
         for each in cuda:
             with torch.cuda.device(each):
                 torch.cuda.manual_seed(stage.seed)
-        batches: Any = list(stage.batches())
         with interruptible(own, _NAME):
-            own.fit(module, DataLoader(batches, batch_size=None, shuffle=False))
+            own.fit(module, DataLoader(_Batches(stage), batch_size=None))
     return {
         "steps": own.global_step,
         "loss_before": module.loss_before,
         "loss_after": module.loss_after,
         "n_trainable": sum(p.numel() for p in stage.trainable().values()),
     }
+
+
+class _Batches(IterableDataset):
+    """The batches of a stage, drawn as they are needed: the time may be over before the steps."""
+
+    def __init__(self, stage: LanguageModelling) -> None:
+        self.stage = stage
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.stage.batches()
 
 
 class _Module(pl.LightningModule):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tsllm_estimators._validate import check_integer
 from tsllm_estimators.llm.backbone import Backbone
-from tsllm_estimators.llm.pristine import cut_config, quiet_transformers
+from tsllm_estimators.llm.pristine import cut_config, quiet_transformers, seeded
 from tsllm_estimators.llm.stand_ins import STAND_INS
 from tsllm_estimators.llm.tokens import WHERE, many_token_ids, special_ids
 from tsllm_estimators.llm.traits import traits
@@ -115,7 +115,9 @@ class LanguageModelling(nn.Module):
                 "tokenizer_config.json, choose a causal backbone, or lm_steps=0."
             )
         self.words = nn.Embedding.from_pretrained(source.word_embeddings)  # frozen
-        self.head: nn.Module = _own_head(self) or WordHead(self.words)  # (n, d) to logits (n, v)
+        with seeded(0):  # transformers draws what a checkpoint lacks
+            head = _own_head(self) or WordHead(self.words)
+        self.head: nn.Module = head  # (n, d) to logits (n, v)
         self.head.eval().requires_grad_(False)
         self._counts = self._countable(Counter(texts))
         self._rows = list(self._counts)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 NETWORKS = {
     "calf": "tsllm_estimators.networks.calf:CALF",
     "lemole": "tsllm_estimators.networks.lemole:LeMoLE",
+    "llm_ts_net": "tsllm_estimators.networks.llm_ts_net:LLMTSNet",
     "time_llama": "tsllm_estimators.networks.time_llama:TimeLlama",
 }
 
