@@ -103,12 +103,13 @@ class PromptPool(nn.Module):
         return (len(self.keys) * found.scores.softmax(-1) @ use).flatten(1).mean(1)
 
     def use(self, indices: Tensor, shares: Tensor | None = None) -> Tensor:
-        """Return the share (W,) of each entry in what windows retrieved, (b, c, K)."""
-        weights = None
-        if shares is not None:
-            weights = shares.reshape(-1, 1, 1).expand_as(indices).flatten()
-        counts = torch.bincount(indices.flatten(), weights, minlength=len(self.keys))
-        counts = counts.to(self.values.dtype)
+        """Return the share (W,) of each entry in what windows retrieved, (b, ..., K)."""
+        if shares is None:
+            shares = self.values.new_ones(len(indices))
+        weights = shares.to(self.values.dtype).view(-1, *(1,) * (indices.dim() - 1))
+        # as a histogram, but deterministic on every device where that is asked for
+        counts = self.values.new_zeros(len(self.keys))
+        counts = counts.index_add(0, indices.flatten(), weights.expand_as(indices).flatten())
         return counts / counts.sum().clamp_min(torch.finfo(counts.dtype).tiny)
 
     @torch.no_grad()
