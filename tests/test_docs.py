@@ -245,6 +245,50 @@ def test_the_lemole_benchmark_in_small(tmp_path, monkeypatch):
     assert found["cpu_ratio"]["lemole"] == 1
 
 
+def test_the_many_series_benchmark_in_small(tmp_path, monkeypatch, capsys):
+    """In one process here. What is kept grows with the series, not with their pairs."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    many_series = importlib.import_module("many_series")
+    cases = []
+
+    def run(command, **_):
+        cases.append(json.loads(command[-1]))
+        many_series.main(command[2:])
+        return subprocess.CompletedProcess(command, 0, capsys.readouterr().out)
+
+    monkeypatch.setattr(many_series.subprocess, "run", run)
+    results = tmp_path / "many_series.json"
+    sizes = ["--series", "50", "100", "--batch-sizes", "2", "3", "--rounds", "1"]
+    for _ in range(2):
+        many_series.main([*sizes, "--backbones", "tiny", "--results", str(results)])
+    variants = [(2, False), (2, True), (3, True)]
+    found = [(row["batch_size"], row["inter"], row["n_series"]) for row in cases]
+    assert found == [(*variant, n) for variant in variants for n in (50, 100)]
+    rows = json.loads(results.read_text())
+    _, alone, few, many, _, larger = rows
+    assert [row["pairs_bytes"] for row in (few, many)] == [2 * 4 * n**2 * 4 for n in (50, 100)]
+    assert many["kept_bytes"] < 2.2 * few["kept_bytes"]
+    assert alone["kept_bytes"] < many["kept_bytes"] < larger["kept_bytes"]
+    for row in rows:
+        assert 0 <= row["inference_bytes"] < row["process_bytes"]
+        assert 0 < row["step_bytes"] < row["process_bytes"]
+        assert row["inference_cpu_seconds"] > 0
+        assert row["step_cpu_seconds"] > 0
+        assert row["texts"] > 1
+    assert alone["trainable_parameters"] < many["trainable_parameters"]
+
+
+def test_a_peak_is_that_of_its_calls(monkeypatch):
+    """Neither what was held before them, nor what has been freed before."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    many_series = importlib.import_module("many_series")
+    megabyte, before = 2**20, bytearray(400 * 2**20)
+    del before
+    begin = many_series.at_rest()
+    found = many_series.repeated(lambda: bytearray(100 * megabyte).count(1), rounds=1)
+    assert 95 * megabyte < found["peak"] - begin < 130 * megabyte
+
+
 def test_missing_data_say_where_they_are_published(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
     etth1 = importlib.import_module("etth1")
@@ -265,6 +309,7 @@ def test_seasonal_naive_on_the_real_data_is_the_published_one(data_folder, monke
 
 
 def test_tables_are_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
     module = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "tables.py"))
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert module["fill"](page) == page

@@ -18,10 +18,20 @@ from _store import FOLDER, Results
 from sktime.datasets import load_airline
 from sktime.forecasting.naive import NaiveForecaster
 
-from tsllm_estimators import CALFForecaster, LeMoLEForecaster, TimeLlamaForecaster
+from tsllm_estimators import (
+    CALFForecaster,
+    LeMoLEForecaster,
+    LLMTSNetForecaster,
+    TimeLlamaForecaster,
+)
 
 MONTHS = 24
-RUNS = {"calf": CALFForecaster, "time-llama": TimeLlamaForecaster, "lemole": LeMoLEForecaster}
+RUNS = {
+    "calf": CALFForecaster,
+    "time-llama": TimeLlamaForecaster,
+    "lemole": LeMoLEForecaster,
+    "llm-ts-net": LLMTSNetForecaster,
+}
 
 
 def run(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:

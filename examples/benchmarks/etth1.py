@@ -15,15 +15,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import _gaussian
 import numpy as np
 import pandas as pd
 import torch
 from _store import FOLDER, Results
 from darts import TimeSeries
 from darts.models import DLinearModel, NaiveSeasonal
+from darts.utils.likelihood_models.torch import GaussianLikelihood
 from pytorch_lightning.callbacks import EarlyStopping
 
-from tsllm_estimators import CALFModel, LeMoLEModel, TimeLlamaModel
+from tsllm_estimators import CALFModel, LeMoLEModel, LLMTSNetModel, TimeLlamaModel
 from tsllm_estimators.adapters import record_routing
 
 HORIZON = 96
@@ -32,6 +34,7 @@ TRAIN, VALIDATION, TEST = 8640, 11520, 14400
 # One row per run: the model class and what differs from its defaults.
 CALF = {"input_chunk_length": 96, "n_epochs": 4}
 LEMOLE = {"input_chunk_length": 336, "n_epochs": 10, "early_stopping_patience": 3}
+LLM_TS_NET = {"input_chunk_length": 336, "n_epochs": 10, "early_stopping_patience": 3}
 TIME_LLAMA = {"input_chunk_length": 512, "n_epochs": 5}
 # The papers' few-shot setting: the first context and 5 % of the windows after it.
 FEW_SHOT = {"input_chunk_length": 512, "n_epochs": 20, "train_rows": 512 + (TRAIN - 512) // 20}
@@ -74,6 +77,9 @@ RUNS: dict[str, tuple[type, dict[str, Any]]] = {
     "lemole-window": (LeMoLEModel, {**LEMOLE, "dynamic": "window"}),
     "lemole-dated": (LeMoLEModel, {**LEMOLE, "stamps": "dated"}),
     "lemole-equal": (LeMoLEModel, {**LEMOLE, "text": "none", "lookbacks": [336] * 4}),
+    "llm-ts-net": (LLMTSNetModel, LLM_TS_NET),
+    "llm-ts-net-none": (LLMTSNetModel, {**LLM_TS_NET, "text": "none"}),
+    "llm-ts-net-gaussian": (LLMTSNetModel, {**LLM_TS_NET, "likelihood": "gaussian"}),
     "dlinear-l1": (DLinearModel, DLINEAR),
     "dlinear-l1-336": (DLinearModel, {**DLINEAR, "input_chunk_length": 336}),
     "seasonal-naive-24": (NaiveSeasonal, {"K": 24}),
@@ -95,12 +101,17 @@ def load(data: Path) -> pd.DataFrame:
 
 def errors(model: Any, frame: pd.DataFrame, start: int, stop: int) -> dict[str, Any]:
     """Return the errors over every window of a part, and what routers chose for them."""
-    values = frame.to_numpy()
+    values, found = frame.to_numpy(), {}
     windows = np.lib.stride_tricks.sliding_window_view(values[start:stop], HORIZON, axis=0)
     windows, usage = windows.transpose(0, 2, 1), None
     if isinstance(model, NaiveSeasonal):
         steps = np.arange(HORIZON) % model.K - model.K
         forecast = np.stack([values[start + first + steps] for first in range(len(windows))])
+    elif model.likelihood is not None:
+        history = series(frame[start - model.input_chunk_length : stop])
+        batches = {"batch_size": 256}
+        forecast, deviations = _gaussian.parameters(model, history, predict_kwargs=batches)
+        found["coverage"] = _gaussian.coverage(forecast, deviations, windows)
     else:
         history = series(frame[start - model.input_chunk_length : stop])
         with record_routing() as routing:
@@ -114,7 +125,7 @@ def errors(model: Any, frame: pd.DataFrame, start: int, stop: int) -> dict[str, 
         forecast = np.stack([one.values() for one in forecasts])
         usage = routing.usage().items()
     difference = forecast - windows
-    found = {
+    found |= {
         "mse": float(np.square(difference).mean()),
         "mae": float(np.abs(difference).mean()),
         "windows": len(forecast),
@@ -134,6 +145,8 @@ def build(name: str, seed: int, settings: dict[str, Any]) -> Any:
     if model_class is NaiveSeasonal:
         return NaiveSeasonal(**arguments)
     arguments["pl_trainer_kwargs"] = {"accelerator": "cpu", "enable_progress_bar": False}
+    if arguments.get("likelihood") == "gaussian":
+        arguments["likelihood"] = GaussianLikelihood()
     if "lr" in arguments:
         arguments["optimizer_kwargs"] = {"lr": arguments.pop("lr")}
     if model_class is DLinearModel:  # what our models bring along
