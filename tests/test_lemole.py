@@ -260,6 +260,7 @@ def test_no_step_of_the_training_runs_the_language_model(monkeypatch):
     )
     one = batch(network)
     network.measure(one)
+    network.encode_texts(one)
     n_calls = len(calls)
     assert n_calls > 0
     for _ in range(3):
@@ -271,6 +272,7 @@ def test_vectors_of_texts_are_centred_and_scaled_by_the_training():
     network = build()
     one = batch(network)
     network.measure(one)
+    network.encode_texts(one)
     projection = network.stamps.projection
     rows = network.texts()[one.stamps[:, LENGTH:].unique()]
     torch.testing.assert_close(projection.location, rows.mean(0))

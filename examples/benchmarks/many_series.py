@@ -75,12 +75,14 @@ def measure(n_series: int, batch_size: int, rounds: int, **settings: Any) -> dic
     network.encode_texts(windows)
     batch, target = Batch(past_target=values[:, :CONTEXT]), values[:, CONTEXT:]
     optimizer = torch.optim.Adam(network.parameter_groups(), lr=network.learning_rate)
-    weights = network.loss_weights()
+    weights, shares = network.loss_weights(), torch.ones(batch_size)
 
     def loss() -> Tensor:
         forecast = network(batch)
         error = (forecast.parameters[..., 0] - target).abs().mean()
-        return error + sum(weights[name] * one.mean() for name, one in forecast.losses.items())
+        for name, one in forecast.losses.items():
+            error = error + weights[name] * (one(shares) if callable(one) else one).mean()
+        return error
 
     def step() -> None:
         loss().backward()
