@@ -41,7 +41,7 @@ def perturbed(seed=0, **settings):
     network = build(seed=seed, **settings)
     torch.manual_seed(seed)
     for parameter in network.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+        parameter.data = parameter.data + 0.3 * torch.randn_like(parameter)  # some are shared
     return network
 
 
