@@ -530,12 +530,12 @@ def test_weights_of_other_texts_are_refused(changes, message):
 
 
 def test_without_text_no_language_model_is_loaded(monkeypatch):
-    from tsllm_estimators.networks import trends
+    from tsllm_estimators.networks import texts
 
     def refuse(*args, **kwargs):
         raise AssertionError("a language model was asked for")
 
-    monkeypatch.setattr(trends, "load_text_encoder", refuse)
+    monkeypatch.setattr(texts, "load_text_encoder", refuse)
     monkeypatch.setattr(LLMTSNet, "load_backbone", refuse)
     for settings in ({"text": "none"}, {"text_encoder": "hash"}, {"text_encoder": "learned"}):
         model = NET.darts(**{**settings, "backbone": "no/such-model"}).fit(SERIES)

@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -51,7 +52,7 @@ class TextTable(nn.Module):
         self.fingerprint = ""
         self.kind = "calendar" if config.text == "calendar" else config.text_encoder
         if self.kind == "backbone":
-            encoder = self._encoder()
+            encoder = encoder_of(config)
             self.width, self.fingerprint = encoder.width, encoder.identity
         elif self.kind == "calendar":
             self.width = N_NUMBERS * (2 if config.dynamic == "window" else 1)
@@ -81,33 +82,39 @@ class TextTable(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Refuse weights that were trained on other vectors of texts."""
         own = self.get_extra_state()
-        for name in own:
-            if name != "backbone" and own[name] != state[name]:
-                name = "backbone" if name == "fingerprint" else name
-                raise ValueError(
-                    f"{name}: the saved weights were trained on {state[name]!r} (fingerprint "
-                    f"{state['fingerprint'][:12]!r}), found {own[name]!r} (fingerprint "
-                    f"{own['fingerprint'][:12]!r}). Load them with the same {name}, and the same "
-                    "backbone_layers, backbone_weights and backbone_kwargs."
-                )
+        refuse_other_texts(own, state, [name for name in own if name != "backbone"])
 
     def _vectors(self, entries: list[Any], progress: bool, device: torch.device) -> Tensor:
         if self.kind == "calendar":
             return torch.tensor([numbers_of(entry) for entry in entries])
         texts = [text_of(entry) for entry in entries]
         if self.kind == "backbone":
-            return self._encoder().pooled(texts, device=device, progress=progress)
+            return encoder_of(self.config).pooled(texts, device=device, progress=progress)
         return torch.stack([_word_vectors(text, self.kind) for text in texts])
 
-    def _encoder(self) -> TextEncoder:
-        config = self.config
-        return load_text_encoder(
-            config.backbone,
-            layers=config.backbone_layers,
-            weights=config.backbone_weights,
-            causal=config.causal,
-            kwargs=config.backbone_kwargs,
-        )
+
+def encoder_of(config: Any) -> TextEncoder:
+    """Return the encoder that the arguments of a backbone name."""
+    return load_text_encoder(
+        config.backbone,
+        layers=config.backbone_layers,
+        weights=config.backbone_weights,
+        causal=config.causal,
+        kwargs=config.backbone_kwargs,
+    )
+
+
+def refuse_other_texts(own: dict[str, Any], saved: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise unless saved weights were trained on texts as those of their own, by ``names``."""
+    for name in names:
+        if own[name] != saved[name]:
+            called = "backbone" if name == "fingerprint" else name
+            raise ValueError(
+                f"{called}: the saved weights were trained on {saved[called]!r} (fingerprint "
+                f"{saved['fingerprint'][:12]!r}), found {own[called]!r} (fingerprint "
+                f"{own['fingerprint'][:12]!r}). Load them with the same {called}, and the same "
+                "backbone_layers, backbone_weights and backbone_kwargs."
+            )
 
 
 def _word_vectors(text: str, kind: str) -> Tensor:

@@ -10,14 +10,15 @@ from tsllm_estimators.llm.backbone import Backbone
 from tsllm_estimators.llm.describe import load_describer
 from tsllm_estimators.llm.language_modelling import LanguageModelling
 from tsllm_estimators.llm.pristine import seeded
-from tsllm_estimators.llm.text import load_text_encoder
 from tsllm_estimators.networks.blocks import normalize_window
 from tsllm_estimators.networks.texts import (
     BUCKETS,
     HASHED,
     LEARNED,
     bucket_of,
+    encoder_of,
     hashed_word,
+    refuse_other_texts,
     words_of,
 )
 
@@ -72,13 +73,7 @@ class TrendTexts(nn.Module):
         self.embedding: nn.Embedding | None = None
         n_inputs = {"hash": HASHED, "learned": LEARNED}.get(config.text_encoder)
         if n_inputs is None:
-            self.encoder = load_text_encoder(
-                config.backbone,
-                layers=config.backbone_layers,
-                weights=config.backbone_weights,
-                causal=config.causal,
-                kwargs=config.backbone_kwargs,
-            )
+            self.encoder = encoder_of(config)
             n_inputs = self.encoder.width
         if config.fine_tunes:
             self.language_model = load_backbone()
@@ -240,16 +235,8 @@ class TrendTexts(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what was said; refuse weights that were trained on other texts."""
-        own = self.get_extra_state()
-        for name in ("text_encoder", "describer", "fingerprint"):
-            if own[name] != state[name]:
-                called = "backbone" if name == "fingerprint" else name
-                raise ValueError(
-                    f"{called}: the saved weights were trained on {state[called]!r} (fingerprint "
-                    f"{state['fingerprint'][:12]!r}), found {own[called]!r} (fingerprint "
-                    f"{own['fingerprint'][:12]!r}). Load them with the same {called}, and the same "
-                    "backbone_layers, backbone_weights and backbone_kwargs."
-                )
+        names = ("text_encoder", "describer", "fingerprint")
+        refuse_other_texts(self.get_extra_state(), state, names)
         self.texts |= {int(code): text for code, text in state["texts"].items()}
         self.commonest = list(state["commonest"])
         self.forget()
