@@ -66,7 +66,7 @@ docs: $(VENV)/.installed-docs  ## Build the documentation into docs/_build
 lock:  ## Write constraints.txt anew from a fresh environment with every extra
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	PIP_CONSTRAINT= .venv-lock/bin/python -m pip install -q torch==2.13.0 -e ".[minilm,serving,dev,docs]" build
+	PIP_CONSTRAINT= .venv-lock/bin/python -m pip install -q torch==2.13.0 -e ".[minilm,serving,ray,dev,docs]" build
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 	rm -rf .venv-lock
 
