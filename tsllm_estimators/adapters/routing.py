@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tsllm_estimators._processes import summed_over_processes
+
 MIN_ENTROPY = 0.5  # of the activations, in units of its largest value
 MAX_COMMONEST = 0.8  # share of samples with one and the same subset
 
@@ -90,7 +92,9 @@ class RoutingRecord:
         """Return the load-balancing loss, a scalar; the mean of :meth:`load_balancing_losses`."""
         return torch.stack([losses.mean() for losses in self._losses()]).mean()
 
-    def load_balancing_losses(self, weights: Tensor | None = None) -> Tensor:
+    def load_balancing_losses(
+        self, weights: Tensor | None = None, all_processes: bool = False
+    ) -> Tensor:
         """Return the load-balancing loss of each sample, shape (samples of all batches,).
 
         In the form of the Switch Transformer: m times the sum over the modules of the share of
@@ -102,13 +106,16 @@ class RoutingRecord:
         ----------
         weights : Tensor, optional
             What each sample counts among the activations, of the same shape.
+        all_processes : bool
+            Count the activations of every process of a distributed training, each of which must
+            ask for it: their losses are then those of one process with all samples.
 
         Raises
         ------
         ValueError
             If nothing was recorded.
         """
-        return torch.stack(self._losses(weights)).mean(0)
+        return torch.stack(self._losses(weights, all_processes)).mean(0)
 
     def active(self, adapter: str | None = None) -> dict[str, Tensor]:
         """Return which modules were on, by layer, shape (samples of all batches, m).
@@ -139,7 +146,7 @@ class RoutingRecord:
             for decision in self.decisions
         ]
 
-    def _losses(self, weights: Tensor | None = None) -> list[Tensor]:
+    def _losses(self, weights: Tensor | None = None, all_processes: bool = False) -> list[Tensor]:
         adapters = dict.fromkeys(decision.adapter for decision in self.decisions)
         layers = [made for name in adapters for made in self._by_layer(name).values()]
         if not layers:
@@ -148,11 +155,9 @@ class RoutingRecord:
         for decisions in layers:
             probabilities = torch.cat([decision.probabilities for decision in decisions])
             active = torch.cat([decision.active for decision in decisions]).to(probabilities.dtype)
-            if weights is None:
-                shares = active.mean(0) / active[0].sum()
-            else:
-                counted = active * weights.unsqueeze(-1)
-                shares = counted.sum(0) / counted.sum().clamp_min(1e-30)
+            counts = (active if weights is None else active * weights.unsqueeze(-1)).sum(0)
+            counts = summed_over_processes(counts) if all_processes else counts
+            shares = counts / counts.sum().clamp_min(1e-30)
             losses.append(active.shape[1] * (probabilities * shares).sum(1))
         return losses
 

@@ -13,7 +13,12 @@ from tsllm_estimators._options import EngineOptions
 from tsllm_estimators._validate import check_bool, check_integer
 from tsllm_estimators.darts import _artefact
 from tsllm_estimators.darts._budget import TimeEstimate, interruptible
-from tsllm_estimators.darts._callbacks import BestWeights, EngineCallback, MovingAverage
+from tsllm_estimators.darts._callbacks import (
+    BestWeights,
+    EngineCallback,
+    MovingAverage,
+    is_kind,
+)
 from tsllm_estimators.darts._checks import warn_of_sizes
 from tsllm_estimators.darts._compat import (
     MixedCovariatesTorchModel,
@@ -24,15 +29,16 @@ from tsllm_estimators.darts._datasets import BuildsDatasets, on_observed
 from tsllm_estimators.darts._language import fine_tune
 from tsllm_estimators.darts._likelihoods import parameter_kinds
 from tsllm_estimators.darts._module import NetworkModule
+from tsllm_estimators.darts._prediction import PredictsPlainly
 from tsllm_estimators.darts._reading import ReadsTexts
-from tsllm_estimators.darts._runtime import exclusive, exclusively, unchanged_by_errors
+from tsllm_estimators.darts._runtime import apart, exclusive, exclusively, unchanged_by_errors
 from tsllm_estimators.darts._windows import measured_windows
 from tsllm_estimators.llm.fine_tuning import plain_adapter
 from tsllm_estimators.networks import network_class
 from tsllm_estimators.networks.base import Shapes
 
 
-class NetworkModel(BuildsDatasets, ReadsTexts, MixedCovariatesTorchModel):
+class NetworkModel(BuildsDatasets, ReadsTexts, PredictsPlainly, MixedCovariatesTorchModel):
     """Base of the darts models of this package.
 
     Parameters
@@ -193,9 +199,9 @@ class NetworkModel(BuildsDatasets, ReadsTexts, MixedCovariatesTorchModel):
         patience = options.early_stopping_patience
         if has_validation and patience is not None:
             # an average that the user asked for is not to be replaced
-            if not any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):
+            if not any(is_kind(c, StochasticWeightAveraging) for c in trainer.callbacks):
                 ours.append(BestWeights())
-            if not any(isinstance(c, EarlyStopping) for c in trainer.callbacks):
+            if not any(is_kind(c, EarlyStopping) for c in trainer.callbacks):
                 ours.append(EarlyStopping("val_loss", patience=patience))
         if options.ema_decay is not None:
             ours.append(MovingAverage(options.ema_decay))
@@ -219,6 +225,32 @@ class NetworkModel(BuildsDatasets, ReadsTexts, MixedCovariatesTorchModel):
             verbose = False
         return super()._setup_trainer(trainer, model, verbose, epochs)
 
+    def _setup_for_predict(
+        self, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Let each process forecast everything: of several, each would return a part of it."""
+        before = self.trainer
+        parameters = super()._setup_for_predict(*args, trainer=trainer, **kwargs)
+        if trainer is None and getattr(parameters["trainer"], "world_size", 1) > 1:
+            parameters["trainer"] = self._alone(parameters["trainer"], kwargs.get("verbose"))
+            self.trainer = before  # which knows the processes that trained
+        return parameters
+
+    def _alone(self, trainer: pl.Trainer | None, verbose: bool | None = None) -> pl.Trainer:
+        """Return a trainer of this process alone, on the device that it has among others."""
+        own = self.trainer_params
+        alone: dict[str, Any] = {}
+        if trainer is not None and trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            alone = {"devices": [device.index] if device.type == "cuda" else 1}
+            alone |= {"num_nodes": 1, "strategy": "auto"}
+        self.trainer_params = {**own, **alone}
+        try:
+            with exclusive():
+                return self._setup_trainer(None, self.model, verbose)
+        finally:
+            self.trainer_params = own
+
     def _setup_finetuning(self, model: NetworkModule) -> None:
         """Apply ``enable_finetuning`` to what trains; the frozen backbone stays frozen."""
         super()._setup_finetuning(model)
@@ -230,7 +262,8 @@ class NetworkModel(BuildsDatasets, ReadsTexts, MixedCovariatesTorchModel):
         """Save the model as ``path`` (settings) and ``path.ckpt`` (weights).
 
         As darts' ``save``, but without the state of the optimiser, which darts never reads from
-        a saved model; automatic checkpoints (``save_checkpoints=True``) have it, and resume.
+        a saved model; automatic checkpoints (``save_checkpoints=True``) have it, and resume. After
+        a training on several processes each can save, without the others.
 
         Parameters
         ----------
@@ -244,8 +277,8 @@ class NetworkModel(BuildsDatasets, ReadsTexts, MixedCovariatesTorchModel):
             torch.save(self._clean() if clean else self, file)
         if self.model is not None:
             trainer = self.trainer
-            if trainer is None:  # loaded and not used since
-                trainer = self._setup_trainer(None, self.model)
+            if trainer is None or trainer.world_size > 1:  # or it would wait for the others
+                trainer = self._alone(trainer)
                 trainer.strategy.connect(self.model)
             trainer.save_checkpoint(path + ".ckpt", weights_only=True)
 
@@ -299,7 +332,7 @@ class NetworkModel(BuildsDatasets, ReadsTexts, MixedCovariatesTorchModel):
         )
         model.trainer_params["precision"] = precision or config["precision"]
         model.output_dim = model.train_sample.past_target.shape[1]
-        with exclusive():
+        with exclusive(), torch.random.fork_rng(devices=[]):
             model.model = model._init_model()
         model.model.to_dtype(dtype)
         _artefact.load_state(model.model, directory, config)
@@ -333,9 +366,14 @@ class NetworkModel(BuildsDatasets, ReadsTexts, MixedCovariatesTorchModel):
     fit = exclusively(unchanged_by_errors(MixedCovariatesTorchModel.fit))
     fit_from_dataset = exclusively(unchanged_by_errors(MixedCovariatesTorchModel.fit_from_dataset))
     predict = exclusively(MixedCovariatesTorchModel.predict)
-    predict_from_dataset = exclusively(MixedCovariatesTorchModel.predict_from_dataset)
+    predict_values = exclusively(PredictsPlainly.predict_values)
+    predict_from_dataset = exclusively(PredictsPlainly.predict_from_dataset)
     historical_forecasts = on_observed(MixedCovariatesTorchModel.historical_forecasts)
     backtest = on_observed(MixedCovariatesTorchModel.backtest)
     residuals = on_observed(MixedCovariatesTorchModel.residuals)
+    load = staticmethod(apart(MixedCovariatesTorchModel.load))
+    load_from_checkpoint = staticmethod(apart(MixedCovariatesTorchModel.load_from_checkpoint))
+    load_weights = apart(MixedCovariatesTorchModel.load_weights)
+    load_weights_from_checkpoint = apart(MixedCovariatesTorchModel.load_weights_from_checkpoint)
     lr_find = exclusively(MixedCovariatesTorchModel.lr_find)
     scale_batch_size = exclusively(MixedCovariatesTorchModel.scale_batch_size)

@@ -72,11 +72,14 @@ def _duration(seconds: float) -> str:
 def interruptible(trainer: pl.Trainer, name: str = "Training") -> Iterator[None]:
     """Let Ctrl-C end the training after the current step, with a usable model.
 
-    A second Ctrl-C interrupts the program as ever. Only the main thread can listen to signals.
+    A second Ctrl-C interrupts the program as ever, and so does the first where several processes
+    train: one that stops a step before the others leaves them waiting for it. Only the main thread
+    can listen to signals.
     """
     before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
     # None: a handler that was not installed from Python, and could not be put back
-    if threading.current_thread() is not threading.main_thread() or before is None:
+    if not is_main or before is None or trainer.world_size > 1:
         yield
         return
     interrupted, loop = False, trainer.fit_loop

@@ -22,6 +22,14 @@ def _restore(module: nn.Module, weights: dict[str, Tensor]) -> None:
         parameters[name].copy_(weight)
 
 
+def is_kind(callback: pl.Callback, kind: type[pl.Callback]) -> bool:
+    """Return whether a callback is of a kind, by either name of Lightning.
+
+    ``lightning`` and ``pytorch_lightning`` hold the same classes twice, and a trainer takes both.
+    """
+    return kind.__name__ in {cls.__name__ for cls in type(callback).__mro__}
+
+
 class EngineCallback(pl.Callback):
     """A callback that the engine adds to a training, as against one of the user's."""
 

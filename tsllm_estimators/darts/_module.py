@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from darts.utils.losses import MapeLoss, SmapeLoss
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tsllm_estimators.darts._budget import time_spent
 from tsllm_estimators.darts._compat import (
@@ -81,6 +82,10 @@ class NetworkModule(PLForecastingModule):
         network = network_class(method)
         settings = settings if backbone is None else {**settings, "backbone": backbone}
         self.network = network(network.Config(**settings), Shapes(**shapes))
+        # processes have read different texts, and DDP would overwrite the tables of all but one
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self, _read_by_process(self)
+        )
         self._task_loss = task_loss
         self._lr_schedule = lr_schedule
         self._texts = tuple(texts)
@@ -140,24 +145,25 @@ class NetworkModule(PLForecastingModule):
         What was not observed, or where the context says nothing about it, has no weight.
         """
         counts = target.isnan().logical_or(~output.has_context).logical_not()
-        if not counts.any():
-            return output.prediction.sum() * 0.0
-        loss = self._task_loss_of(output, target, criterion, sample_weight, counts)
+        if counts.any():
+            loss = self._task_loss_of(output, target, criterion, sample_weight, counts)
+        else:  # an auxiliary loss is one of all processes, and others may have something to learn
+            loss = output.prediction.sum() * 0.0
         if not output.losses:
             return loss
         batch_size = len(target)
-        self.log("train_task_loss", loss, batch_size=batch_size)
+        self.log("train_task_loss", loss, batch_size=batch_size, sync_dist=True)
         weights = self.network.loss_weights()
         scale = self.network.unit**self._task_degree
         shares = counts.to(loss.dtype)
-        shares = shares / shares.mean()
+        shares = shares / shares.mean().clamp_min(torch.finfo(shares.dtype).tiny)
         if sample_weight is not None:
             shares = shares * sample_weight
         of_window = shares.flatten(1).mean(1)
         for name, values in output.losses.items():
             values = values(of_window) if callable(values) else values
             value = (values * of_window).mean()
-            self.log(f"train_{name}", value, batch_size=batch_size)
+            self.log(f"train_{name}", value, batch_size=batch_size, sync_dist=True)
             loss = loss + scale * weights[name] * value
         return loss
 
@@ -316,6 +322,8 @@ class NetworkModule(PLForecastingModule):
         def cosine(step: int) -> float:
             # whichever limit is nearer: of steps, or of time
             spent, limit = time_spent(self.trainer)
+            if math.isfinite(limit):  # processes with clocks of their own would part
+                spent = self.trainer.strategy.broadcast(spent)
             progress = min(max(step / n_steps, spent / limit if limit else 1), 1)
             return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -326,6 +334,15 @@ class NetworkModule(PLForecastingModule):
         """Cast to the precision of the data; float32 leaves a backbone of another dtype alone."""
         if dtype != torch.float32:
             self.to(dtype)  # darts' own does not know bfloat16
+
+
+def _read_by_process(module: nn.Module) -> list[str]:
+    """Return the names of the buffers that each process fills for itself."""
+    return [
+        f"{prefix}.{name}"
+        for prefix, part in module.named_modules()
+        for name in getattr(part, "read_by_process", ())
+    ]
 
 
 def _first(x_in: PLModuleInput, n_windows: int) -> PLModuleInput:

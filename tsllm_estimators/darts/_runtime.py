@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch
+
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 # Torch's global generator feeds initialisation, shuffling, dropout and sampling. Two folds in two
 # threads would draw from it in turn and neither would repeat, so only one of them runs at a time.
 _RANDOM_LOCK = threading.RLock()
+_is_silent = False  # of who holds the lock
 
 _LOGGERS = (
     "darts",
@@ -34,6 +37,7 @@ _WARNINGS = (
     r".*Total length of `\w+` across ranks is zero.*",
     r".*module\(s\) in eval mode at the start of training.*",
     r".*You called `self.log\(.* but have no logger configured.*",
+    r".*Grad strides do not match bucket view strides.*",
     r".*Trying to infer the `batch_size` from an ambiguous collection.*",
 )
 
@@ -49,6 +53,10 @@ def exclusive(quiet: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
+    global _is_silent
+    if _is_silent:  # a level clears the caches of all loggers, which takes as long as a forecast
+        yield
+        return
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -56,9 +64,11 @@ def _silenced() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=message)
         for logger in loggers:
             logger.setLevel(logging.CRITICAL if logger.name == "darts" else logging.ERROR)
+        _is_silent = True
         try:
             yield
         finally:
+            _is_silent = False
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 
@@ -70,6 +80,21 @@ def exclusively(method: _Method) -> _Method:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         with exclusive(quiet=not self.model_params.get("show_warnings", False)):
             return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def apart(load: _Method) -> _Method:
+    """Run what loads a model alone and quietly, and leave torch's generator as it was.
+
+    The weights of a new network are drawn before those of a file replace them, and a file is read
+    with settings of the whole process: another thread may be training, or reading.
+    """
+
+    @functools.wraps(load)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with exclusive(), torch.random.fork_rng(devices=[]):
+            return load(*args, **kwargs)
 
     return run  # type: ignore[return-value]
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tsllm_estimators._processes import summed_over_processes
+
 _COLLAPSED = 0.9  # share of what is retrieved that the same K prompts make up
 _STEP = 0.01  # of the moving average of what is retrieved
 _NOTED = 1 - (1 - _STEP) ** 100  # a pool that has hardly trained has not collapsed
@@ -99,17 +101,23 @@ class PromptPool(nn.Module):
         Its mean is 1 where all entries are used alike, and more where the same are used often.
         ``shares`` (b,) says how much each window counts.
         """
-        use = self.use(found.indices, shares)
+        use = self.use(found.indices, shares, all_processes=True)
         return (len(self.keys) * found.scores.softmax(-1) @ use).flatten(1).mean(1)
 
-    def use(self, indices: Tensor, shares: Tensor | None = None) -> Tensor:
-        """Return the share (W,) of each entry in what windows retrieved, (b, ..., K)."""
+    def use(
+        self, indices: Tensor, shares: Tensor | None = None, all_processes: bool = False
+    ) -> Tensor:
+        """Return the share (W,) of each entry in what windows retrieved, (b, ..., K).
+
+        The windows may be those of all processes of a distributed training, if each asks for it.
+        """
         if shares is None:
             shares = self.values.new_ones(len(indices))
         weights = shares.to(self.values.dtype).view(-1, *(1,) * (indices.dim() - 1))
         # as a histogram, but deterministic on every device where that is asked for
         counts = self.values.new_zeros(len(self.keys))
         counts = counts.index_add(0, indices.flatten(), weights.expand_as(indices).flatten())
+        counts = summed_over_processes(counts) if all_processes else counts
         return counts / counts.sum().clamp_min(torch.finfo(counts.dtype).tiny)
 
     @torch.no_grad()

@@ -44,6 +44,7 @@ class TextTable(nn.Module):
     """
 
     rows: Tensor
+    read_by_process = ("rows",)  # buffers that grow with what a process reads
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ attention among tokens is the identity. Under a causal mask a token sees only th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -255,7 +256,9 @@ class TimeLlama(Network):
         parameters = restore_parameters(self.head(variates), statistics, self.shapes.parameters)
         forecast = Forecast(parameters)
         if self.training and routing.decisions and self.config.load_balancing_weight:
-            forecast.losses["load_balancing"] = routing.load_balancing_losses
+            forecast.losses["load_balancing"] = partial(
+                routing.load_balancing_losses, all_processes=True
+            )
         return forecast
 
     def embed(self, batch: Batch, window: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class TrendTexts(nn.Module):
     rows: Tensor
     location: Tensor
     scale: Tensor
+    read_by_process = ("rows", "tokens", "mask")  # buffers that grow with what a process reads
 
     def __init__(
         self, config: Any, width: int, length: int, load_backbone: Callable[[], Backbone]
@@ -88,7 +89,7 @@ class TrendTexts(nn.Module):
         # sentences of one kind are nearly collinear: what sets them apart is small
         self.register_buffer("location", torch.zeros(n_inputs))
         self.register_buffer("scale", torch.ones(()))
-        for name in ("rows", "tokens", "mask"):
+        for name in self.read_by_process:
             self.register_buffer(name, torch.empty(0), persistent=False)
         self.forget()
 

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from sktime.datatypes import update_data
 from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
 
 from tsllm_estimators.sktime._arguments import HostArguments
@@ -23,11 +22,10 @@ from tsllm_estimators.sktime._engine import Engine
 from tsllm_estimators.sktime._index import (
     default_context,
     default_horizon,
-    frequency_of,
-    last_of,
+    followed,
     longest_step,
     split_instances,
-    steps_of,
+    steps_of_each,
 )
 from tsllm_estimators.sktime._likelihoods import DISCRETE
 from tsllm_estimators.sktime._reading import ReadsSeries
@@ -117,7 +115,7 @@ class NetworkForecaster(ReadsSeries, Shareable, HostArguments, BaseForecaster):
                 f"was fitted, found {list(y.columns)!r}."
             )
         self._check_columns(X, self._engine, ahead=not update_params)
-        cur_y, cur_X = update_data(self._cur_y, self._observed(y)), joined(self._cur_X, X)
+        cur_y, cur_X = followed(self._cur_y, self._observed(y)), joined(self._cur_X, X)
         self._check_series(cur_y)
         scales = {**self._scales_of(cur_y, self._engine), **self._scales}
         if update_params:
@@ -203,12 +201,13 @@ class NetworkForecaster(ReadsSeries, Shareable, HostArguments, BaseForecaster):
     ) -> None:
         context, whole = engine.context_length, engine.context_length + engine.horizon
         series, validation = [], []
-        for one in self._series(engine, y, X, scales).values():
+        whole_series = self._series(engine, y, X, scales).values()
+        shortest = min(len(one) for one in whole_series)
+        for one in whole_series:
             kept = self._training_length(len(one), engine.horizon)
             if self.validation_split is not None:
                 validation.append(one.since(max(0, kept - context)).padded(whole))
             series.append(one.until(kept).padded(whole))
-        shortest = min(len(frame) for frame in split_instances(y).values())
         if shortest < whole / 2 and strategy != "zero-shot":
             warnings.warn(
                 f"The shortest series has {shortest} points, less than half of "
@@ -272,16 +271,16 @@ class NetworkForecaster(ReadsSeries, Shareable, HostArguments, BaseForecaster):
         ``frame_of`` the values of one instance (step, c, k) to its rows. Steps up to 0 are
         fitted values: the forecast one step ahead of everything before it.
         """
-        steps, indices = {}, {}
-        instances = split_instances(self._cur_y)
-        freq = frequency_of(instances)
-        for key, frame in instances.items():
-            steps[key], indices[key] = steps_of(fh, last_of(frame.index, freq))
+        found = steps_of_each(fh, split_instances(self._cur_y))
+        steps = {key: own for key, (own, _) in found.items()}
+        indices = {key: index for key, (_, index) in found.items()}
         ahead = max(int(max(own)) for own in steps.values())
         if ahead > 0 or X is not None:
             self._check_columns(X, self._engine, ahead=True)
         engine, rows = self._engine, joined(self._cur_X, X)
-        series = self._series(engine, self._cur_y, rows, self._scales, max(ahead, 0))
+        is_ahead = min(int(min(own)) for own in steps.values()) > 0
+        within = engine.context_length if is_ahead else None
+        series = self._series(engine, self._cur_y, rows, self._scales, max(ahead, 0), within)
         future: dict[Hashable, np.ndarray] = {}
         if ahead > 0:
             for key, one in series.items():

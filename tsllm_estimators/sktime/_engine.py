@@ -176,8 +176,7 @@ class Engine:
     def _predict(self, series: Sequence[Series], n: int, **kwargs: Any) -> np.ndarray:
         """Return what darts predicts, shape (b, n, component, sample), float64."""
         contexts = [one.context(self.context_length, n, self.horizon) for one in series]
-        forecasts = self.model.predict(n, **self._data(contexts), **kwargs)
-        return np.stack([forecast.all_values(copy=False) for forecast in forecasts]).astype(float)
+        return self.model.predict_values(n, **self._data(contexts), **kwargs).astype(float)
 
     def _data(self, series: Sequence[Series]) -> dict[str, Any]:
         """Return darts' series of the targets and of the covariates, as arguments."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sktime.datatypes import update_data
 from sktime.forecasting.base import ForecastingHorizon
 
 # Steps of one season, by the unit of the frequency; the horizon when nobody asks for another.
@@ -19,9 +20,10 @@ def split_instances(y: pd.DataFrame) -> dict[Hashable, pd.DataFrame]:
     """Split a panel or hierarchy into its series; a single series has the key None."""
     if not isinstance(y.index, pd.MultiIndex):
         return {None: y}
-    levels: list[Hashable] = list(range(y.index.nlevels - 1))
-    groups = y.groupby(level=levels if len(levels) > 1 else 0, sort=False)
-    return {key: group.droplevel(levels) for key, group in groups}
+    *levels, times = (y.index.get_level_values(level) for level in range(y.index.nlevels))
+    # without its levels before it is split: every part would copy all of them
+    groups = y.set_axis(times).groupby(levels if len(levels) > 1 else levels[0], sort=False)
+    return dict(iter(groups))
 
 
 def frequency_of(instances: Mapping[Hashable, pd.DataFrame]) -> Any:
@@ -30,6 +32,19 @@ def frequency_of(instances: Mapping[Hashable, pd.DataFrame]) -> Any:
     if not isinstance(index, pd.DatetimeIndex):
         return None
     return index.freq or (pd.infer_freq(index) if len(index) > 2 else None)
+
+
+def followed(known: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame with newer rows; where two have the same index, the new one, unless NaN.
+
+    As sktime's ``update_data``, which takes longer than a forecast where the new rows are the end.
+    """
+    before, kept = known.index, known
+    if not isinstance(before, pd.MultiIndex) and not new.isna().to_numpy().any():
+        kept = known[before < new.index[0]]
+        if new.index.isin(before).sum() == len(known) - len(kept):  # of the rest, none is left out
+            return pd.concat([kept, new]) if len(kept) else new.copy()
+    return update_data(known, new)
 
 
 def check_regular(index: pd.Index, freq: Any) -> None:
@@ -99,17 +114,46 @@ def default_context(horizon: int, n_points: int) -> int:
 def steps_of(fh: ForecastingHorizon, cutoff: pd.Index) -> tuple[np.ndarray, pd.Index]:
     """Return the steps of ``fh`` from the end of an instance, and the index they stand at."""
     steps = np.asarray(fh.to_relative(cutoff).to_pandas(), dtype=int)
-    return steps, fh.to_absolute_index(cutoff)
+    return steps, _at(cutoff, steps) if fh.is_relative else fh.to_absolute_index(cutoff)
+
+
+def _at(last: pd.Index, steps: np.ndarray) -> pd.Index:
+    """Return the index some steps after the last element of an index.
+
+    As sktime's ``to_absolute_index``, which adds step by step to a date: that takes longer than a
+    forecast.
+    """
+    freq: Any = getattr(last, "freq", None)
+    if not isinstance(last, pd.DatetimeIndex) or freq is None or freq.n < 1:
+        return ForecastingHorizon(steps).to_absolute_index(last)
+    first, end = min(steps.min(), 0), max(steps.max(), 0)
+    before = pd.date_range(end=last[0], periods=1 - first, freq=freq)
+    line = before.append(pd.date_range(last[0], periods=1 + end, freq=freq)[1:])
+    if (np.diff(steps) == 1).all():
+        return line[steps[0] - first : steps[-1] - first + 1]
+    return line[steps - first]
 
 
 def extended(index: pd.Index, n: int, freq: Any) -> pd.Index:
     """Return an index and the ``n`` steps after it."""
     if n <= 0:
         return index
-    return index.append(ForecastingHorizon(range(1, n + 1)).to_absolute_index(last_of(index, freq)))
+    return index.append(_at(last_of(index, freq), np.arange(1, n + 1)))
+
+
+def steps_of_each(
+    fh: ForecastingHorizon, instances: Mapping[Hashable, pd.DataFrame]
+) -> dict[Hashable, tuple[np.ndarray, pd.Index]]:
+    """Return :func:`steps_of` every instance; sktime is asked once for all that end alike."""
+    freq, of_ends, found = frequency_of(instances), {}, {}
+    for key, frame in instances.items():
+        end = frame.index[-1]
+        if end not in of_ends:
+            of_ends[end] = steps_of(fh, last_of(frame.index, freq))
+        found[key] = of_ends[end]
+    return found
 
 
 def longest_step(fh: ForecastingHorizon, instances: Mapping[Hashable, pd.DataFrame]) -> int | None:
-    freq = frequency_of(instances)
-    longest = max(int(steps_of(fh, last_of(f.index, freq))[0].max()) for f in instances.values())
+    longest = max(int(steps.max()) for steps, _ in steps_of_each(fh, instances).values())
     return longest if longest > 0 else None

@@ -36,13 +36,18 @@ class ReadsSeries:
         X: pd.DataFrame | None,
         scales: Mapping[Hashable, Scale],
         ahead: int = 0,
+        within: int | None = None,
     ) -> dict[Hashable, Series]:
-        """Return the series of every instance, scaled, with covariates up to ``ahead`` steps."""
+        """Return the series of every instance, scaled, with covariates up to ``ahead`` steps.
+
+        ``within`` leaves out all but the last points, which is all that a forecast looks at.
+        """
         past, future = engine.covariates
         rows = {} if X is None else split_instances(X)
         instances, series = split_instances(y), {}
         freq = frequency_of(instances)
         for key, frame in instances.items():
+            frame = frame if within is None else frame.iloc[-within:]
             mean, deviation = scales[key]
             target = (frame.to_numpy(np.float64) - mean) / deviation
             if key not in rows and (past or future):
@@ -72,7 +77,7 @@ class ReadsSeries:
             where = "" if key is None else f" of instance {key!r}"
             raise ValueError(
                 f"y: column {self._cur_y.columns[empty.argmax()]!r}{where} has no observation in "
-                f"the {length} steps up to point {len(series)}; fill the gap, or choose a "
+                f"the {length} steps up to the start of a forecast; fill the gap, or choose a "
                 "context_length that reaches back beyond it."
             )
 
