@@ -18,15 +18,7 @@ from darts import TimeSeries
 from darts.dataprocessing.transformers import Scaler
 from darts.explainability import ShapExplainer
 from darts.metrics import mae, mql
-from darts.models import (
-    ConformalNaiveModel,
-    ConformalQRModel,
-    LinearRegressionModel,
-    NaiveEnsembleModel,
-    NaiveSeasonal,
-    NLinearModel,
-    RegressionEnsembleModel,
-)
+from darts.models import NLinearModel
 from darts.utils.data.torch_datasets.inference_dataset import SequentialTorchInferenceDataset
 from darts.utils.data.torch_datasets.training_dataset import SequentialTorchTrainingDataset
 from darts.utils.likelihood_models import torch as likelihoods
@@ -444,29 +436,6 @@ def test_parameters_and_samples_in_historical_forecasts_with_covariates(method):
     assert (scores > 0).all()
 
 
-def test_residuals_are_the_errors_of_historical_forecasts(method):
-    series = dated(2)
-    model = method.darts().fit(series[:60])
-    settings = {"start": 60, "forecast_horizon": HORIZON, "retrain": False}
-    forecasts = model.historical_forecasts(series, **settings)
-    residuals = model.residuals(series, **settings)
-    assert len(residuals) == 15
-    close(residuals, series.slice_intersect(forecasts) - forecasts)
-
-
-def test_grid_search_finds_the_best_settings(method):
-    trainer, lengths = {"accelerator": "cpu"}, [6, 12]
-    fixed = method.small(n_epochs=1, random_state=0, pl_trainer_kwargs=trainer)
-    grid = {"input_chunk_length": lengths, "output_chunk_length": [3]}
-    grid |= {name: [value] for name, value in fixed.items()}
-    settings = {"forecast_horizon": 3, "start": 0.8, "stride": 5, "metric": mae}
-    best, found, score = method.model.gridsearch(grid, dated(), **settings)
-    scores = [method.darts(n, 3, n_epochs=1).backtest(dated(), **settings) for n in lengths]
-    assert score == pytest.approx(min(scores), rel=1e-4)
-    assert found["input_chunk_length"] == lengths[np.argmin(scores)]
-    assert best.fit(dated()).input_chunk_length == found["input_chunk_length"]
-
-
 WHOLE, POSITIVE, SHARE = (
     lambda values: (values >= 0) & (values == np.round(values)),
     lambda values: values >= 0,
@@ -521,74 +490,6 @@ def test_priors_pull_what_is_learned(method, family):
         for likelihood in (family(), family(prior_mu=1.0, prior_strength=10.0))
     )
     assert held.values()[:, 0].mean() > free.values()[:, 0].mean() + 0.3
-
-
-# ensembles and conformal models -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_naive_ensembles_average_their_members_and_are_saved(method, trained, tmp_path):
-    series, path = dated(), str(tmp_path / "ensemble.pt")
-    members, single = ([method.darts(random_state=seed) for seed in (0, 1)] for _ in range(2))
-    if trained:
-        members = [member.fit(series) for member in members]
-    ensemble = NaiveEnsembleModel(members, train_forecasting_models=not trained)
-    forecast = (ensemble if trained else ensemble.fit(series)).predict(9, series=series)
-    mean = np.mean([member.fit(series).predict(9).values() for member in single], axis=0)
-    np.testing.assert_allclose(forecast.values(), mean, rtol=1e-4, atol=1e-5)
-    ensemble.save(path)
-    assert same(NaiveEnsembleModel.load(path).predict(9, series=series), forecast)
-
-
-def test_ensembles_of_probabilistic_members_sample(method):
-    members = [method.darts(likelihood=GaussianLikelihood(), random_state=s) for s in (0, 1)]
-    samples = NaiveEnsembleModel(members).fit(dated()).predict(9, num_samples=10)
-    assert samples.shape == (9, 1, 10)
-    assert np.ptp(samples.all_values(), axis=2).min() > 0
-
-
-@pytest.mark.parametrize("baseline", [NaiveSeasonal(12), LinearRegressionModel(12)])
-def test_regression_ensembles_combine_ours_with_a_baseline(method, baseline, tmp_path):
-    series, path = dated(), str(tmp_path / "ensemble.pt")
-    members = [method.darts(), baseline.untrained_model()]
-    ensemble = RegressionEnsembleModel(members, regression_train_n_points=20, show_warnings=False)
-    forecast = ensemble.fit(series).predict(9)
-    alone = baseline.untrained_model().fit(series).predict(9)
-    assert np.abs(forecast.values() - alone.values()).max() > 1e-3  # ours has a say
-    ensemble.save(path)
-    assert same(RegressionEnsembleModel.load(path).predict(9), forecast)
-
-
-def test_regression_ensembles_take_trained_members(method):
-    series = dated()
-    members = [method.darts(random_state=seed).fit(series[:60]) for seed in (0, 1)]
-    before = [weights_of(member.model) for member in members]
-    ensemble = RegressionEnsembleModel(members, 12, train_forecasting_models=False).fit(series)
-    assert np.isfinite(ensemble.predict(9).values()).all()
-    for member, weights in zip(members, before, strict=True):
-        assert not changed(weights, weights_of(member.model))
-
-
-CONFORMAL = [
-    (ConformalNaiveModel, None),
-    (ConformalNaiveModel, GaussianLikelihood()),
-    (ConformalQRModel, QuantileRegression(QUANTILES)),
-]
-
-
-@pytest.mark.parametrize(("conformal", "likelihood"), CONFORMAL)
-def test_conformal_models_calibrate_our_intervals(method, conformal, likelihood):
-    series = dated(n=120)
-    member = method.darts(likelihood=likelihood).fit(series[:60])
-    model = conformal(member, quantiles=QUANTILES, cal_length=30)
-    intervals = model.predict(HORIZON, series=series, **PARAMETERS).values()
-    assert (np.diff(intervals) > 0).all()
-    assert model.predict(HORIZON, series=series, num_samples=20).shape == (HORIZON, 1, 20)
-    history = {"start": 110, "forecast_horizon": 3, **PARAMETERS}
-    assert model.historical_forecasts(series, **history).shape == (8, 3, 1)
-    if likelihood is None:
-        forecast = member.predict(HORIZON, series=series).values()
-        np.testing.assert_allclose(intervals[:, 1:2], forecast, rtol=1e-4)
 
 
 # other processes, explanations, exports ---------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from support import METHODS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("guide", "pipelines", "tuning"))]
 BLOCKS = [
     pytest.param(match.group(1), id=f"{page.name}-{match.start()}")
     for page in PAGES

@@ -7,10 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.model_selection import KFold
-from sktime.forecasting.model_evaluation import evaluate
 from sktime.forecasting.model_selection import ForecastingGridSearchCV
-from sktime.split import ExpandingWindowSplitter, InstanceSplitter
+from sktime.split import ExpandingWindowSplitter
 from support import darts_series, monthly, sine
 
 STRATEGIES = ["full", "adapter", "head", "zero-shot"]
@@ -105,18 +103,6 @@ def test_panels_are_forecast_with_pretrained_weights(method, broadcasting):
     assert len(forecast) == 6
     alone = pretrained(method, fit_strategy="zero-shot").fit(panel(3).loc["s1"]).predict([1, 2])
     np.testing.assert_allclose(forecast.loc["s1"], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_a_backtest_over_instances_pretrains(method):
-    forecaster = method.sktime(fit_strategy="zero-shot", horizon=3)
-    result = evaluate(
-        forecaster,
-        ExpandingWindowSplitter(fh=[1, 2, 3], initial_window=57),
-        panel(),
-        cv_global=InstanceSplitter(KFold(2)),
-        error_score="raise",
-    )
-    assert np.isfinite(result.filter(like="test_").to_numpy()).all()
 
 
 def test_weights_of_another_shape_are_refused(method):

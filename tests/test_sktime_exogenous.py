@@ -4,10 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sktime.forecasting.base import ForecastingHorizon
-from sktime.forecasting.compose import ForecastingPipeline
 from sktime.forecasting.model_evaluation import evaluate
 from sktime.split import ExpandingWindowSplitter
-from sktime.transformations.series.fourier import FourierFeatures
 from sktime.utils._testing.hierarchical import _make_hierarchical
 from support import monthly
 
@@ -187,11 +185,8 @@ def test_panels_with_X(method):
         forecaster.predict([1, 4], future.loc[[parts[0][0]]])
 
 
-def test_a_pipeline_and_a_backtest_hand_X_on(method):
+def test_a_backtest_hands_X_on(method):
     y, X = data()
-    pipeline = ForecastingPipeline([FourierFeatures([12.0], [1]), method.sktime(**SHAPE)])
-    pipeline.fit(y, X=X[:N], fh=[1, 2, 3])
-    assert pipeline.predict(X=X[N:][:3]).shape == (3, 1)
     cv = ExpandingWindowSplitter(fh=[1, 2, 3], initial_window=45, step_length=5)
     for strategy in ("refit", "update", "no-update_params"):
         scores = evaluate(

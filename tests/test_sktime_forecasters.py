@@ -12,9 +12,6 @@ import pandas as pd
 import pytest
 from sktime.datasets import load_airline
 from sktime.forecasting.base import ForecastingHorizon
-from sktime.forecasting.model_evaluation import evaluate
-from sktime.forecasting.naive import NaiveForecaster
-from sktime.split import ExpandingWindowSplitter
 from support import monthly, sine
 
 from tsllm_estimators.sktime._index import default_context, default_horizon
@@ -467,31 +464,6 @@ def test_another_process_forecasts_bit_equal(method, tmp_path):
     pd.testing.assert_frame_equal(found, forecaster.predict_interval([1, 7]), rtol=0)
 
 
-def test_folds_in_threads_equal_serial_folds(method):
-    y = monthly(70)["v0"]
-    cv = ExpandingWindowSplitter(fh=[1, 2, 3], initial_window=50, step_length=5)
-    results = [
-        evaluate(
-            method.sktime(), cv, y, backend=backend, backend_params=parameters, return_data=True
-        )
-        for backend, parameters in [(None, None), ("threading", {"n_jobs": 4})]
-    ]
-    serial, threads = (pd.concat(list(r["y_pred"])) for r in results)
-    assert len(results[0]) == 4
-    pd.testing.assert_series_equal(serial, threads, rtol=0)
-
-
-@pytest.mark.parametrize("strategy", ["refit", "update", "no-update_params"])
-def test_evaluate_beside_another_forecaster(method, strategy):
-    y = monthly()["v0"]
-    cv = ExpandingWindowSplitter(fh=[1, 2], initial_window=50, step_length=4)
-    for forecaster in (method.sktime(), NaiveForecaster(sp=12)):
-        result = evaluate(forecaster, cv, y, strategy=strategy, error_score="raise")
-        scores = result["test_MeanAbsolutePercentageError"]
-        assert len(scores) == 3
-        assert np.isfinite(scores).all()
-
-
 def test_panels_train_one_model_and_broadcasting_one_for_each(method):
     from sktime.utils._testing.hierarchical import _make_hierarchical
 
@@ -597,19 +569,3 @@ def test_two_forecasters_of_equal_settings_share_no_trainable_weight(method):
     before = first.predict([1, 2])
     second.update(monthly(66)[-6:], update_params=True)
     pd.testing.assert_frame_equal(first.predict([1, 2]), before, rtol=0)
-
-
-@pytest.mark.parametrize("method_name", ["bu", "ols", "mint_shrink"])
-def test_reconciliation_works_on_fitted_values(method, method_name):
-    from sktime.forecasting.reconcile import ReconcilerForecaster
-    from sktime.transformations.hierarchical.aggregate import Aggregator
-    from sktime.utils._testing.hierarchical import _make_hierarchical
-
-    y = Aggregator().fit_transform(
-        _make_hierarchical((2, 2), min_timepoints=30, max_timepoints=30, same_cutoff=True)
-    )
-    reconciler = ReconcilerForecaster(method.sktime(horizon=2), method=method_name)
-    forecast = reconciler.fit(y, fh=[1, 2]).predict()
-    total = forecast.loc[("__total", "__total")].to_numpy()
-    parts = forecast.loc[[k for k in forecast.index if "__total" not in k]]
-    np.testing.assert_allclose(parts.groupby(level=-1).sum(), total, rtol=1e-5, atol=1e-5)
