@@ -47,6 +47,7 @@ bench: $(STAMP)  ## Run the benchmarks that are not stored yet (hours; needs TSL
 	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/speed.py
 	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/time_llama.py
 	OMP_NUM_THREADS=2 $(BIN)/python examples/benchmarks/text.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/backtesting.py
 	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/lemole.py
 	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/many_series.py
 	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/language_stage.py
@@ -54,11 +55,18 @@ bench: $(STAMP)  ## Run the benchmarks that are not stored yet (hours; needs TSL
 	$(BIN)/python examples/benchmarks/airline.py
 	$(BIN)/python examples/benchmarks/etth1.py
 	$(BIN)/python examples/benchmarks/losloop.py
+	$(BIN)/python examples/benchmarks/m4.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/scale_out.py
 
-examples: $(STAMP)  ## Run the examples
+examples: $(STAMP)  ## Run the examples (transfer.py needs TSLLM_DATA)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/adapters.py
 	$(BIN)/python examples/announced_events.py
+	$(BIN)/python examples/tuning.py
+	$(BIN)/python examples/many_short_series.py
+	$(BIN)/python examples/transfer.py
+	$(BIN)/python examples/scale_out_ray.py
+	$(BIN)/python examples/scale_out_dask.py
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into docs/_build
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build

@@ -35,6 +35,49 @@ def sktime_overhead() -> str:
     return f"{row['fit_ms']:.1f} ms to `fit` and {row['predict_ms']:.1f} ms to `predict`"
 
 
+def backtests() -> str:
+    """Return the time of backtests, and its ratio to the measure of each method."""
+    body = []
+    for row in rows("backtesting"):
+        if row["run"] != "backtest":
+            continue
+        what = "last points" if row["last_points_only"] else "whole forecasts"
+        for name, measure in (("calf", "forwards"), ("lemole", "dlinear")):
+            cpu, clock = row[name]["cpu_seconds"], row[name]["seconds"]
+            seconds = [f"{cpu[of]:.3f}" for of in (name, measure)]
+            label = {"forwards": "its forward passes", "dlinear": "DLinear"}[measure]
+            body.append(
+                [
+                    {"calf": "CALF", "lemole": "LeMoLE without texts"}[name],
+                    what,
+                    label,
+                    *seconds,
+                    f"{cpu['ratio']:.2f}",
+                    f"{clock['ratio']:.2f}",
+                ]
+            )
+    header = ["method", "result", "beside", "CPU s", "of the measure, CPU s", "ratio"]
+    return table([*header, "by the clock"], body)
+
+
+def single_forecasts() -> str:
+    """Return what a forecast and a fold take above the forward pass."""
+    names = ("forward", "darts", "sktime", "fold")
+    body = [
+        [
+            {"calf": "CALF", "lemole": "LeMoLE without texts"}[row["method"]],
+            *(f"{row['cpu_milliseconds'][name]:.1f}" for name in names),
+            *(f"{row['milliseconds'][name]:.1f}" for name in names[1:]),
+        ]
+        for row in rows("backtesting")
+        if row["run"] == "single"
+    ]
+    above = [
+        f"{where}, {kind}" for kind in ("CPU ms", "ms") for where in ("darts", "sktime", "fold")
+    ]
+    return table(["method", "forward, CPU ms", *above], body)
+
+
 def variates() -> str:
     """Return the inference speed of Time-LlaMA and of a patch model, by number of variates."""
     body = [
@@ -172,6 +215,8 @@ def many_series() -> str:
 BUILDERS = {
     "speed": speed,
     "speed_parts": speed_parts,
+    "backtests": backtests,
+    "single_forecasts": single_forecasts,
     "sktime_overhead": sktime_overhead,
     "variates": variates,
     "growth": growth,

@@ -92,6 +92,7 @@ class NetworkModule(PLForecastingModule):
         self.pred_num_samples: int | None
         self._n_windows = 0
         self._is_first_chunk = False
+        self._drops = False
         self._first_output: NetworkOutput | None = None
 
     def on_fit_start(self) -> None:
@@ -285,7 +286,9 @@ class NetworkModule(PLForecastingModule):
 
     def set_mc_dropout(self, active: bool) -> None:
         """Drop in prediction as in training, for ``predict(..., mc_dropout=True)``."""
-        self.network.activate_dropout(bool(active))
+        if bool(active) != self._drops:
+            self.network.activate_dropout(bool(active))
+        self._drops = bool(active)
 
     # optimiser ------------------------------------------------------------------------------
 

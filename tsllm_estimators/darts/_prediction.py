@@ -45,7 +45,8 @@ class PlainLoop:
 
     def predict(self, model: Any, datamodule: Any) -> list[Any]:
         """Return what the module predicts of each batch."""
-        model.eval()
+        if any(module.training for module in model.modules()):  # sooner asked than set
+            model.eval()
         model.on_predict_start()
         try:
             with torch.inference_mode():

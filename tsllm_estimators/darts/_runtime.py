@@ -6,7 +6,7 @@ import functools
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -54,23 +54,27 @@ def exclusive(quiet: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     global _is_silent
-    if _is_silent:  # a level clears the caches of all loggers, which takes as long as a forecast
+    if _is_silent:
         yield
         return
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     with warnings.catch_warnings():
         for message in _WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL if logger.name == "darts" else logging.ERROR)
+        _set_levels({**dict.fromkeys(levels, logging.ERROR), "darts": logging.CRITICAL})
         _is_silent = True
         try:
             yield
         finally:
             _is_silent = False
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            _set_levels(levels)
+
+
+def _set_levels(levels: Mapping[str, int]) -> None:
+    """Set the levels of loggers; caches, which are those of all loggers, are cleared once."""
+    for name, level in levels.items():
+        logging.getLogger(name).level = level
+    logging.getLogger(name).setLevel(level)
 
 
 def exclusively(method: _Method) -> _Method:

@@ -45,6 +45,7 @@ class ReadsSeries:
         past, future = engine.covariates
         rows = {} if X is None else split_instances(X)
         instances, series = split_instances(y), {}
+        tells = self._reads_text and self.text != "none"
         freq = frequency_of(instances)
         for key, frame in instances.items():
             frame = frame if within is None else frame.iloc[-within:]
@@ -53,12 +54,12 @@ class ReadsSeries:
             if key not in rows and (past or future):
                 raise ValueError(f"X: expected rows for the instance {key!r} of y, found none.")
             own, known, rows_ahead = rows.get(key, X), frame.index, None
-            if future or self._reads_text:  # all that is known up to the end of the last horizon
+            if future or tells:  # all that is known up to the end of the last horizon
                 n_ahead = -(-max(ahead, 1) // engine.horizon) * engine.horizon
                 index = extended(known, n_ahead, freq)
                 rows_ahead = rows_at(own, index, future, needed=index[: len(known) + ahead])
             series[key] = Series(target, rows_at(own, known, past, needed=known), rows_ahead)
-            if self._reads_text:
+            if tells:
                 series[key] = series[key].told(series_texts(self, key, index, freq))
         return series
 
