@@ -43,7 +43,7 @@ def _no_files_left(request, tmp_path_factory):
 def data_folder():
     """Return the folder of the real data, or skip."""
     if "TSLLM_DATA" not in os.environ:
-        pytest.skip("needs TSLLM_DATA: ETTh1.csv and los_speed.csv, see CONTRIBUTING.md")
+        pytest.skip("needs TSLLM_DATA: a folder of real data, see CONTRIBUTING.md")
     return Path(os.environ["TSLLM_DATA"])
 
 

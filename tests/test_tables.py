@@ -39,7 +39,8 @@ def losloop(run, seed, error, split="test", **more):
 
 
 def test_no_table_is_built_twice(builders):
-    parts = [importlib.import_module(f"_tables_{name}") for name in ("errors", "costs", "adapters")]
+    names = ("errors", "costs", "adapters", "global")
+    parts = [importlib.import_module(f"_tables_{name}") for name in names]
     assert len(builders) == sum(len(part.BUILDERS) for part in parts)
 
 

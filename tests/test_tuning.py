@@ -153,6 +153,7 @@ def test_the_example_in_small(monkeypatch, capsys):
     found = example.main(["--method", "LeMoLE", "--trials", "3", "--max-steps", "2"])
     assert list(found.index) == ["tuned", "default", "seasonal naive"]
     assert found["tuned"] != found["default"]
+    assert found["seasonal naive"] == pytest.approx(47.583, abs=1e-3)
     shown = capsys.readouterr().out
     assert "3 trials in" in shown
     assert "best error of each" in shown

@@ -1,6 +1,7 @@
 """Write the tables of docs/benchmarks.md from the results under docs/results.
 
-Of errors, of costs and of adapters there is a file each, with a builder for every table.
+Of errors, of costs, of adapters and of global learning there is a file each, with a builder for
+every table.
 
     python examples/benchmarks/tables.py
 """
@@ -10,12 +11,14 @@ import re
 import _tables_adapters
 import _tables_costs
 import _tables_errors
+import _tables_global
 from _tables import DOCS
 
 BUILDERS = {
     **_tables_errors.BUILDERS,
     **_tables_costs.BUILDERS,
     **_tables_adapters.BUILDERS,
+    **_tables_global.BUILDERS,
 }
 
 
