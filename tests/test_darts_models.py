@@ -186,6 +186,25 @@ def test_equal_losses_by_either_argument_learn_the_same(method):
     np.testing.assert_allclose(own.values(), torchs.values(), rtol=1e-4, atol=1e-5)
 
 
+class RelativeLoss(torch.nn.Module):
+    """An error of a user's own that carries no unit, and says so."""
+
+    degree = 0
+
+    def forward(self, forecast, target):
+        return ((forecast - target).abs() / target.abs().mean()).mean()
+
+
+def test_a_loss_without_a_unit_weighs_the_same_against_auxiliary_ones_in_any(method):
+    """What is learned does not depend on the unit, also where the method adds losses of its own."""
+    series = dated()
+    forecasts = [
+        method.darts(loss_fn=RelativeLoss(), n_epochs=3).fit(series * unit).predict(6).values()
+        for unit in (1, 1000)
+    ]
+    np.testing.assert_allclose(forecasts[1] / 1000, forecasts[0], rtol=1e-3, atol=1e-3)
+
+
 def test_double_precision_series(method):
     series = dated().astype(np.float64)
     forecast = method.darts().fit(series).predict(6)

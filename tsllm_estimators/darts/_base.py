@@ -56,8 +56,10 @@ class NetworkModel(BuildsDatasets, ReadsTexts, PredictsPlainly, MixedCovariatesT
     **kwargs
         Any argument of darts' torch models: ``likelihood`` (None: point forecasts trained with
         the method's own loss; Gaussian, Laplace, Cauchy, Gumbel, quantiles; any other with
-        ``normalization=None``), ``loss_fn``, ``batch_size``, ``optimizer_kwargs`` (``lr``),
-        ``lr_scheduler_cls``, ``random_state``, ``pl_trainer_kwargs``, ``save_checkpoints``...
+        ``normalization=None``), ``loss_fn`` (whose attribute ``degree``, if it has one, says with
+        which power of the data's unit it grows: 0 if it is relative, else 1 is assumed, and 2 of
+        ``MSELoss``), ``batch_size``, ``optimizer_kwargs`` (``lr``), ``lr_scheduler_cls``,
+        ``random_state``, ``pl_trainer_kwargs``, ``save_checkpoints``...
     """
 
     method: ClassVar[str]

@@ -220,7 +220,8 @@ class NetworkModule(PLForecastingModule):
             return int(isinstance(self.likelihood, QuantileRegression))
         if isinstance(self.criterion, MapeLoss | SmapeLoss):
             return 0
-        return 2 if isinstance(self.criterion, torch.nn.MSELoss) else 1
+        degree = 2 if isinstance(self.criterion, torch.nn.MSELoss) else 1
+        return getattr(self.criterion, "degree", degree)
 
     # prediction -----------------------------------------------------------------------------
 
