@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> pd.Series:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", choices=METHODS, default="LeMoLE")
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=200, help="for the search")
-    parser.add_argument("--max-steps", type=int, default=200, help="of each training")
+    parser.add_argument("--seconds", type=float, default=120, help="for the search")
+    parser.add_argument("--max-steps", type=int, default=100, help="of each training")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 

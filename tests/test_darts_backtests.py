@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import pytorch_lightning as pl
 from darts import TimeSeries, concatenate
 from darts.ad import (
     DifferenceScorer,
@@ -30,6 +29,7 @@ from darts.utils.statistics import plot_residuals_analysis
 from matplotlib import pyplot as plt
 from scipy import stats
 from support import sine
+from watching import Losses
 
 HORIZON = 6
 EVERY_STEP = {"forecast_horizon": HORIZON, "retrain": False, "last_points_only": False}
@@ -126,20 +126,6 @@ def test_backtests_train_again_when_they_are_told(method, retrain):
             model = method.darts(n_epochs=1).fit(series.drop_after(start))
         close(forecast, model.predict(3, series=series.drop_after(start)))
     assert trained_at == ([0, 3, 6] if retrain == 3 else [0, 4])
-
-
-class Losses(pl.Callback):
-    """Remember the validation loss of each epoch, of copies too."""
-
-    def __init__(self):
-        self.values = []
-
-    def on_validation_end(self, trainer, pl_module):
-        if not trainer.sanity_checking:
-            self.values.append(trainer.callback_metrics["val_loss"].item())
-
-    def __deepcopy__(self, memo):  # darts copies its arguments
-        return self
 
 
 def test_backtests_that_train_can_validate(method):

@@ -22,6 +22,7 @@ from darts.utils.likelihood_models.torch import (
 )
 from sklearn.linear_model import QuantileRegressor
 from support import sine
+from watching import Losses
 
 HORIZON = 6
 QUANTILES = [0.1, 0.5, 0.9]
@@ -273,17 +274,6 @@ def test_grid_search_finds_the_best_settings(method):
     assert score == pytest.approx(min(scores), rel=1e-4)
     assert found["input_chunk_length"] == lengths[np.argmin(scores)]
     assert best.fit(dated()).input_chunk_length == found["input_chunk_length"]
-
-
-class Losses(pl.Callback):
-    """Remember the validation loss of each epoch."""
-
-    def __init__(self):
-        self.values = []
-
-    def on_validation_end(self, trainer, pl_module):
-        if not trainer.sanity_checking:
-            self.values.append(trainer.callback_metrics["val_loss"].item())
 
 
 class Pruning(pl.Callback):
