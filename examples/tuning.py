@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> pd.Series:
     """Tune, and return the errors on what was held out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", choices=METHODS, default="LeMoLE")
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=120, help="for the search")
     parser.add_argument("--max-steps", type=int, default=100, help="of each training")
     options = parser.parse_args(arguments)
