@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
+import torch
 from darts import TimeSeries
 from darts.utils.likelihood_models.torch import GaussianLikelihood, QuantileRegression
 from support import METHODS, darts_series, monthly, sine
@@ -77,6 +78,13 @@ def test_what_a_trainer_is_asked_for_is_left_to_it(change):
     assert asked._is_plain(verbose=False) == ("enable_progress_bar" in change)
 
 
+def test_weights_on_an_accelerator_are_moved_by_lightning(monkeypatch):
+    model = METHOD.darts().fit(darts_series(sine(40)))
+    assert model._is_plain(verbose=None)
+    monkeypatch.setattr(type(model.model), "device", torch.device("meta"))
+    assert not model._is_plain(verbose=None)
+
+
 class Watch(pl.Callback):
     """Count the batches that are forecast."""
 
@@ -106,6 +114,25 @@ def test_callbacks_that_watch_predictions_are_called(trainers):
     assert len(trainers) == trained
 
 
+def test_a_function_that_watches_predictions_is_called():
+    """LambdaCallback carries its hooks itself, not in its class."""
+    calls = []
+    watch = pl.callbacks.LambdaCallback(on_predict_end=lambda *_: calls.append(1))
+    model = METHOD.darts(pl_trainer_kwargs={"callbacks": [watch]}).fit(darts_series(sine(40)))
+    model.predict(3)
+    assert calls == [1]
+
+
+def test_no_series_is_left_out_where_training_drops_the_last_batch():
+    series = [darts_series(sine(40, seed=seed)) for seed in range(3)]
+    model = METHOD.darts().fit(series)
+    expected = model.predict(3, series=series)
+    found = model.predict(3, series=series, batch_size=2, dataloader_kwargs={"drop_last": True})
+    assert len(found) == 3
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.values(), other.values(), rtol=1e-5, atol=1e-6)
+
+
 def test_progress_is_shown_where_it_is_asked_for(capfd):
     model = METHOD.darts().fit(darts_series(sine(40)))
     model.predict(3)
@@ -129,6 +156,30 @@ def test_an_error_in_a_forecast_ends_the_dropout_of_it(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         model.predict(3, mc_dropout=True)
     assert calls == [True, False]
+
+
+def test_an_error_under_lightning_leaves_the_next_dropout_alone(monkeypatch):
+    model = METHOD.darts(head_dropout=0.5).fit(darts_series(sine(40)))
+    still = model.predict(3).values()
+    with monkeypatch.context() as broken:
+        broken.setattr(type(model.model), "forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.predict(3, mc_dropout=True, trainer=pl.Trainer(accelerator="cpu", **QUIET))
+    assert (model.predict(3, mc_dropout=True).values() != still).any()
+    np.testing.assert_array_equal(model.predict(3).values(), still)
+
+
+def test_what_is_saved_is_what_forecasts(method, tmp_path):
+    """A trainer of a training before holds the weights of that training."""
+    series = darts_series(sine(40))
+    other, model = method.darts(random_state=1).fit(series), method.darts().fit(series)
+    other.save(str(tmp_path / "other.pt"))
+    model.load_weights(str(tmp_path / "other.pt"))
+    model.save(str(tmp_path / "model.pt"))
+    saved = method.model.load(str(tmp_path / "model.pt"))
+    expected = other.predict(3).values()
+    np.testing.assert_array_equal(model.predict(3).values(), expected)
+    np.testing.assert_array_equal(saved.predict(3).values(), expected)
 
 
 # the series of forecasts -----------------------------------------------------------------------

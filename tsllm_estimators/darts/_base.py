@@ -279,7 +279,13 @@ class NetworkModel(BuildsDatasets, ReadsTexts, PredictsPlainly, MixedCovariatesT
             torch.save(self._clean() if clean else self, file)
         if self.model is not None:
             trainer = self.trainer
-            if trainer is None or trainer.world_size > 1:  # or it would wait for the others
+            # one of a training before load_weights has other weights; one of several processes
+            # would wait for the others
+            if (
+                trainer is None
+                or trainer.lightning_module is not self.model
+                or trainer.world_size > 1
+            ):
                 trainer = self._alone(trainer)
                 trainer.strategy.connect(self.model)
             trainer.save_checkpoint(path + ".ckpt", weights_only=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from darts.utils.losses import MapeLoss, SmapeLoss
@@ -284,6 +284,11 @@ class NetworkModule(PLForecastingModule):
 
     def _get_mc_dropout_modules(self) -> set[Any]:
         return {self.network} if self.network.has_dropout else set()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts, which ends the dropout of a forecast."""
+        self._drops = False
+        return super().train(mode)
 
     def set_mc_dropout(self, active: bool) -> None:
         """Drop in prediction as in training, for ``predict(..., mc_dropout=True)``."""

@@ -74,7 +74,8 @@ class PredictsPlainly:
         **kwargs: Any,
     ) -> Any:
         """As darts' ``predict_from_dataset``; a trainer is set up only where it has a task."""
-        if trainer is not None or not self._is_plain(verbose):
+        # of a loader's arguments, Lightning overrules what would leave out windows
+        if trainer is not None or kwargs.get("dataloader_kwargs") or not self._is_plain(verbose):
             return super().predict_from_dataset(  # type: ignore[misc]
                 n, dataset, trainer, batch_size, verbose, **kwargs
             )
@@ -92,6 +93,8 @@ class PredictsPlainly:
         arguments = {**self.trainer_params, **shown}
         accelerator = arguments.pop("accelerator", "auto")
         if accelerator != "cpu" and (accelerator != "auto" or torch.accelerator.is_available()):
+            return False
+        if self.model is not None and self.model.device.type != "cpu":  # loaded to an accelerator
             return False
         if any(_sees_predictions(callback) for callback in arguments.pop("callbacks", None) or []):
             return False
@@ -135,7 +138,12 @@ def _sees_predictions(callback: pl.Callback) -> bool:
     hooks = [name for name in dir(pl.Callback) if name.startswith("on_predict")]
     if not type(callback).__module__.startswith("pytorch_lightning."):  # whose own only train
         hooks += ["setup", "teardown"]
-    return any(getattr(type(callback), name) is not getattr(pl.Callback, name) for name in hooks)
+    found = [getattr(callback, name) for name in hooks]  # a LambdaCallback holds them itself
+    inherited = [getattr(pl.Callback, name) for name in hooks]
+    return any(
+        getattr(hook, "__func__", hook) is not own
+        for hook, own in zip(found, inherited, strict=True)
+    )
 
 
 def _series_of(
