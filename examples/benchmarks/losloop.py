@@ -19,9 +19,6 @@ of 16 and 32.
     TSLLM_DATA=... python examples/benchmarks/losloop.py --runs last-value tsmixer mixer
 """
 
-import argparse
-import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,7 @@ import darts.models
 import numpy as np
 import pandas as pd
 import torch
-from _store import FOLDER, Results
+from _runs import command_line, data_folder, run_missing
 from darts import TimeSeries
 from darts.utils.likelihood_models.torch import GaussianLikelihood
 from pytorch_lightning.callbacks import EarlyStopping
@@ -360,22 +357,13 @@ def run(name: str, seed: int, split: str, settings: dict[str, Any], frame: pd.Da
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not stored yet, and store each result as soon as it is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="other settings")
-    parser.add_argument("--results", type=Path, default=FOLDER / "losloop.json")
-    options = parser.parse_args(arguments)
-    changes = {k: json.loads(v) for k, v in (item.split("=", 1) for item in options.set)}
-    frame = load(Path(os.environ.get("TSLLM_DATA", ".")))
-    results = Results(options.results)
-    for name in options.runs:
-        for seed in options.seeds:
-            settings = {**RUNS[name][1], **changes}
-            key = {"run": name, "seed": seed, "split": options.split, "settings": settings}
-            if key not in results:
-                results.add(key, run(name, seed, options.split, settings, frame))
+    options = command_line(__doc__, RUNS, "losloop").parse_args(arguments)
+    frame = load(data_folder())
+    run_missing(
+        options,
+        RUNS,
+        lambda name, seed, settings: run(name, seed, options.split, settings, frame),
+    )
 
 
 if __name__ == "__main__":

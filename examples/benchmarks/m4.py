@@ -14,19 +14,16 @@ weights of ``unseen`` and fits them to that fifth, with each ``fit_strategy``.
     TSLLM_DATA=... python examples/benchmarks/m4.py --runs llm-ts-net llm-ts-net-no-text
 """
 
-import argparse
-import json
-import os
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import _m4
 import darts.models
 import numpy as np
 from _m4 import HORIZON, M4, SEASON, OWALoss
-from _store import FOLDER, Results
+from _runs import command_line, data_folder, run_missing
+from _store import Results
 from darts import TimeSeries
 from pytorch_lightning.callbacks import EarlyStopping
 
@@ -206,23 +203,13 @@ def strategies(seed: int, part: str, epochs: int, m4: M4, results: Results) -> N
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not stored yet, and store each result as soon as it is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="other settings")
+    parser = command_line(__doc__, RUNS, "m4", n_runs="*")
     parser.add_argument("--strategies", type=int, metavar="EPOCHS", help="epochs of each fit")
-    parser.add_argument("--results", type=Path, default=FOLDER / "m4.json")
     options = parser.parse_args(arguments)
-    changes = {k: json.loads(v) for k, v in (item.split("=", 1) for item in options.set)}
-    m4 = _m4.load(Path(os.environ.get("TSLLM_DATA", ".")))
-    results = Results(options.results)
-    for name in options.runs:
-        for seed in options.seeds:
-            settings = {**RUNS[name][1], **changes}
-            key = {"run": name, "seed": seed, "split": options.split, "settings": settings}
-            if key not in results:
-                results.add(key, run(name, seed, options.split, settings, m4))
+    m4 = _m4.load(data_folder())
+    results = run_missing(
+        options, RUNS, lambda name, seed, settings: run(name, seed, options.split, settings, m4)
+    )
     for seed in options.seeds if options.strategies else []:
         strategies(seed, options.split, options.strategies, m4, results)
 
