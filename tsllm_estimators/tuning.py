@@ -7,7 +7,7 @@ says whether it earned its place.
 from dataclasses import dataclass
 from typing import Any
 
-_LANGUAGE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+from tsllm_estimators.llm.backbone import DEFAULT_BACKBONE
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Range:
 #: What to search, by method and by the names of the sktime face.
 SPACES: dict[str, dict[str, Range | tuple]] = {
     "calf": {
-        "backbone": (_LANGUAGE_MODEL, "none"),
+        "backbone": (DEFAULT_BACKBONE, "none"),
         "lr": Range(5e-5, 2e-3),
         "head_dropout": (0.0, 0.1, 0.3, 0.5),
         "output_weight": (0.0, 0.3, 1.0),
         "lora_rank": (4, 8, 16),
     },
     "time_llama": {
-        "backbone": (_LANGUAGE_MODEL, "none"),
+        "backbone": (DEFAULT_BACKBONE, "none"),
         "lr": Range(2e-4, 5e-3),
         "head_dropout": (0.0, 0.1, 0.3, 0.5),
         "residual": ("gated", "plain"),
